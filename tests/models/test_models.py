@@ -1,0 +1,150 @@
+"""Shapes, counts and options of the networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tljax.errors import UserError
+from tljax.models import MODELS, Pass, create_model, init_variables
+from tljax.models.layers import dropout, max_pool
+from tljax.transfer.plan import count_parameters
+
+# torchvision's own counts, from its documentation of the weights.
+COUNTS = {
+    "resnet18": 11689512,
+    "resnet34": 21797672,
+    "resnet50": 25557032,
+    "resnet101": 44549160,
+    "resnet152": 60192808,
+    "squeezenet1_0": 1248424,
+    "squeezenet1_1": 1235496,
+}
+
+
+def small(name="resnet18", **options):
+    return create_model(
+        name, num_classes=5, **({"width": 8, "blocks": (1, 1, 1, 1)} if "resnet" in name else {}), **options
+    )
+
+
+def test_every_network_is_counted():
+    assert set(COUNTS) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_exactly_torchvisions(name):
+    shapes = jax.eval_shape(lambda: init_variables(create_model(name), jax.random.key(0)))
+    assert count_parameters(shapes["params"]) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_belongs_to_a_group(name):
+    model = create_model(name)
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    tops = {top for collection in shapes.values() for top in collection}
+    assert {model.group_of((top,)) for top in tops} == set(model.groups)
+
+
+@pytest.mark.parametrize(
+    "name,until,features",
+    [
+        ("resnet18", "layer3", 32),
+        ("resnet50", "layer1", 32),
+        ("squeezenet1_0", "fire4", 256),
+        ("squeezenet1_1", "stem", 64),
+    ],
+)
+def test_until_puts_the_head_on_an_earlier_stage(name, until, features):
+    model = small(name, until=until)
+    variables = init_variables(model, jax.random.key(0))
+    assert model.groups[-2:] == (until, "head")
+    kernel = variables["params"]["classifier_1" if "squeezenet" in name else "fc"]["kernel"]
+    assert kernel.shape[-2:] == (features, 5)
+    assert model.apply(variables, jnp.zeros((2, 64, 64, 3))).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "squeezenet1_0"])
+def test_stages_run_one_by_one_give_the_whole(name):
+    model = small(name)
+    variables = init_variables(model, jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
+    whole = model.apply(variables, images)
+    for cut in model.stages[1:]:
+        kept = model.apply(variables, images, end=cut)
+        np.testing.assert_array_equal(model.apply(variables, kept, begin=cut), whole)
+
+
+def test_named_activations_on_request():
+    model = small()
+    variables = init_variables(model, jax.random.key(0))
+    _, sown = model.apply(variables, jnp.ones((1, 64, 64, 3)), mutable=["intermediates"])
+    found = sown["intermediates"]
+    before, after = found["stem_before_relu"][0], found["stem_relu"][0]
+    assert before.shape == (1, 32, 32, 8)
+    np.testing.assert_array_equal(jnp.maximum(before, 0), after)
+    assert found["layer3"][0].shape == (1, 4, 4, 32)
+    assert found["pool"][0].shape == (1, 64)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
+    model = small(dtype="bfloat16")
+    variables = init_variables(model, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits, sown = model.apply(variables, jnp.ones((1, 64, 64, 3)), mutable=["intermediates"])
+    assert logits.dtype == jnp.bfloat16
+    assert sown["intermediates"]["layer2"][0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    "size,window,stride,ceil,expected",
+    [(13, 3, 2, False, 6), (13, 3, 2, True, 6), (14, 3, 2, False, 6), (14, 3, 2, True, 7)],
+)
+def test_max_pool_in_ceil_mode_hangs_over_the_edge(size, window, stride, ceil, expected):
+    x = -1 - jnp.arange(size * size, dtype=jnp.float32).reshape(1, size, size, 1)
+    y = max_pool(x, window=window, stride=stride, ceil=ceil)
+    assert y.shape == (1, expected, expected, 1)
+    naive = [
+        [x[0, i * stride : i * stride + window, j * stride : j * stride + window, 0].max() for j in range(expected)]
+        for i in range(expected)
+    ]
+    np.testing.assert_array_equal(y[0, :, :, 0], naive)
+
+
+def test_dropout_depends_on_the_examples_key_alone():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jnp.ones((4, 2000))
+    y = dropout(x, 0.25, keys)
+    np.testing.assert_array_equal(y[::-1], dropout(x, 0.25, keys[::-1]))
+    assert set(np.unique(y).tolist()) == {0.0, np.float32(1 / 0.75).item()}
+    assert abs(float(y.mean()) - 1) < 0.03
+    assert dropout(x, 0.25, None) is x
+
+
+def test_squeezenet_drops_only_when_given_keys():
+    model = small("squeezenet1_1", drop=0.5)
+    variables = init_variables(model, jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
+    plain = model.apply(variables, images)
+    np.testing.assert_array_equal(plain, model.apply(variables, images))
+    dropped = model.apply(variables, images, Pass(keys=jax.random.split(jax.random.key(2), 2)))
+    assert not np.array_equal(plain, dropped)
+
+
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (dict(name="resnet19"), ["resnet19", "resnet18", "squeezenet1_1"]),
+        (dict(name="resnet18", until="layer9"), ["layer9", "layer3"]),
+        (dict(name="resnet18", until="head"), ["head", "layer4"]),
+        (dict(name="resnet18", drop=0.1), ["drop", "resnet18"]),
+        (dict(name="squeezenet1_0", width=3), ["width", "squeezenet1_0"]),
+        (dict(name="resnet18", dtype="int8"), ["int8", "bfloat16"]),
+        (dict(name="resnet18", dtype="float64"), ["JAX_ENABLE_X64"]),
+    ],
+)
+def test_what_does_not_exist_is_named_with_what_does(call, words):
+    with pytest.raises(UserError) as caught:
+        create_model(**call)
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value)

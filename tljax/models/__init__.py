@@ -1,0 +1,77 @@
+"""The networks by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tljax.errors import UserError
+from tljax.models.layers import BatchNormMode, Pass
+from tljax.models.network import Network
+from tljax.models.resnet import ResNet
+from tljax.models.squeezenet import SqueezeNet
+
+__all__ = ["MODELS", "BatchNormMode", "Network", "Pass", "create_model", "init_variables"]
+
+MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
+    "resnet18": (ResNet, dict(blocks=(2, 2, 2, 2))),
+    "resnet34": (ResNet, dict(blocks=(3, 4, 6, 3))),
+    "resnet50": (ResNet, dict(blocks=(3, 4, 6, 3), bottleneck=True)),
+    "resnet101": (ResNet, dict(blocks=(3, 4, 23, 3), bottleneck=True)),
+    "resnet152": (ResNet, dict(blocks=(3, 8, 36, 3), bottleneck=True)),
+    "squeezenet1_0": (SqueezeNet, dict(version="1.0")),
+    "squeezenet1_1": (SqueezeNet, dict(version="1.1")),
+}
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    until: str | None = None,
+    width: int | None = None,
+    blocks: Sequence[int] | None = None,
+    drop: float | None = None,
+    dtype: str = "float32",
+) -> Network:
+    """Makes a network.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: outputs of the head.
+      until: the last stage before the head; None for all.
+      width: channels of the stem, for a small relative of a ResNet; None for the original's 64.
+      blocks: blocks per layer, likewise; also fewer layers.
+      drop: dropout before SqueezeNet's last convolution; None for the original's 0.5.
+      dtype: 'float32', 'bfloat16', or 'float64' under x64.
+
+    Raises:
+      UserError: for a name, a stage or an option that the network does not have.
+    """
+    if name not in MODELS:
+        raise UserError(f"model.name={name!r} is not known; there are {', '.join(MODELS)}")
+    if dtype not in ("float32", "bfloat16", "float64"):
+        raise UserError(f"model.dtype={dtype!r} is not one of float32, bfloat16, float64")
+    if dtype == "float64" and not getattr(jax.config, "jax_enable_x64", False):
+        raise UserError("model.dtype=float64 needs JAX_ENABLE_X64=1 in the environment")
+    kind, options = MODELS[name]
+    given = {k: v for k, v in dict(width=width, blocks=blocks and tuple(blocks), drop=drop).items() if v is not None}
+    for option in given:
+        if option not in kind.__dataclass_fields__:
+            raise UserError(f"model.{option} does not apply to {name}")
+    model = kind(num_classes=num_classes, dtype=dtype, **{**options, **given})
+    if until is not None and until not in model.trunk:
+        raise UserError(
+            f"model.until={until!r} is not a stage of {name} before its head; there are {', '.join(model.trunk)}"
+        )
+    return model.clone(until=until)
+
+
+def init_variables(model: Network, key: jax.Array, *, size: int = 64) -> dict[str, Any]:
+    """Fresh `{'params': ..., 'batch_stats': ...}`; the second is empty for a network without batch norm.
+
+    `size` is the side of the images that shapes are traced with; no parameter depends on it.
+    """
+    variables = jax.jit(model.init)(key, jnp.zeros((1, size, size, 3)))
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

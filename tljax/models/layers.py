@@ -1,0 +1,170 @@
+"""Layers that compute what torch's compute: explicit padding, masked batch norm, per-example dropout, pooling.
+
+Whatever is chosen by shape or backend is chosen here, so that the model files read like the papers' tables.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+TORCH_MOMENTUM = 0.1  # the share of the new batch; Flax's own layer counts the other way round
+EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNormMode:
+    """The three switches of a batch norm.
+
+    Attributes:
+      use_batch: normalise with the statistics of the batch, else with the running ones.
+      update: move the running statistics towards those of the batch.
+      train_affine: scale and bias are trained. The optimizer acts on this one; the layer itself does not.
+    """
+
+    use_batch: bool
+    update: bool
+    train_affine: bool
+
+    def __str__(self) -> str:
+        return "+".join(
+            name
+            for name, on in (
+                ("batch", self.use_batch),
+                ("running", not self.use_batch),
+                ("update", self.update),
+                ("affine", self.train_affine),
+            )
+            if on
+        )
+
+
+EVAL = BatchNormMode(use_batch=False, update=False, train_affine=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What one forward pass needs beyond parameters and images. The default is a plain evaluation.
+
+    Attributes:
+      bn: batch-norm mode by group; groups that are absent evaluate.
+      mask: which examples are real, float `[B]` of 0 and 1; None where all are. Batch statistics see real ones only.
+      keys: one random key per example, `[B]`, for dropout; None turns dropout off.
+      axis_name: the mapped axis over which batch statistics are shared; None keeps them per replica.
+    """
+
+    bn: Mapping[str, BatchNormMode] = dataclasses.field(default_factory=dict)
+    mask: jax.Array | None = None
+    keys: jax.Array | None = None
+    axis_name: str | None = None
+
+    def mode(self, group: str) -> BatchNormMode:
+        return self.bn.get(group, EVAL)
+
+
+def uniform_by_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """torch's default for `nn.Linear`: U(-b, b) with b = 1 / sqrt(fan_in)."""
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+
+
+kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's ResNets
+kaiming_uniform_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")  # torchvision's SqueezeNets
+
+
+def conv(
+    features: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    use_bias: bool = False,
+    kernel_init: Any = kaiming_normal_fan_out,
+    dtype: Any = jnp.float32,
+) -> nn.Conv:
+    """A square convolution, NHWC, with torch's symmetric padding (`'SAME'` differs under strides)."""
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        [(padding, padding)] * 2,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        param_dtype=parameter_dtype(dtype),
+    )
+
+
+def parameter_dtype(dtype: Any) -> Any:
+    """Parameters and statistics are float32 under bfloat16 compute, else of the compute type itself."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm with torch's statistics and three separate switches.
+
+    The variance that normalises is biased, the one that enters the running variance unbiased (`n / (n - 1)`), as in
+    torch. Statistics are taken in two passes, over real examples only, in float32 or better.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: BatchNormMode, forward: Pass) -> jax.Array:
+        """`[B, H, W, C]` to the same."""
+        channels, kept = x.shape[-1], parameter_dtype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, (channels,), kept)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
+        mean, var = running_mean.value, running_var.value
+        if not self.is_initializing() and (mode.use_batch or mode.update):
+            batch_mean, batch_var, count = batch_statistics(x.astype(kept), forward)
+            if mode.update:
+                unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
+                for old, new in ((running_mean, batch_mean), (running_var, unbiased)):
+                    moved = (1 - TORCH_MOMENTUM) * old.value + TORCH_MOMENTUM * jax.lax.stop_gradient(new)
+                    old.value = jnp.where(count > 0, moved, old.value)
+            if mode.use_batch:
+                mean, var = batch_mean, batch_var
+        multiplier = scale * jax.lax.rsqrt(var + EPSILON)
+        y = (x.astype(kept) - row(mean)) * row(multiplier) + row(bias)
+        return y.astype(self.dtype)
+
+
+def row(per_channel: jax.Array) -> jax.Array:
+    return per_channel[None, None, None, :]
+
+
+def batch_statistics(x: jax.Array, forward: Pass) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean `[C]`, biased variance `[C]` and number of values per channel of `[B, H, W, C]`, real examples only."""
+    weight = jnp.ones(x.shape[0], x.dtype) if forward.mask is None else forward.mask.astype(x.dtype)
+    weight = weight[:, None, None, None]
+
+    def total(values: jax.Array) -> jax.Array:
+        values = values.sum((0, 1, 2))
+        return values if forward.axis_name is None else jax.lax.psum(values, forward.axis_name)
+
+    count = total(weight)[0] * (x.shape[1] * x.shape[2])
+    divisor = jnp.maximum(count, 1)
+    mean = total(x * weight) / divisor
+    return mean, total(jnp.square(x - row(mean)) * weight) / divisor, count
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Drops with one key per example `[B]`, so that neither batch layout nor devices change what is dropped."""
+    if keys is None or rate == 0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 0, ceil: bool = False) -> jax.Array:
+    """torch's MaxPool2d; `ceil` is its `ceil_mode`, which lets the last window hang over the lower right edge."""
+    sides: Any = []
+    for size in x.shape[1:3]:
+        over = -(size + 2 * padding - window) % stride if ceil else 0
+        sides.append((padding, padding + over))
+    return nn.max_pool(x, (window, window), (stride, stride), sides)

@@ -1,0 +1,76 @@
+"""What all networks share: they are a line of named stages, and a stage that has parameters is a group."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from tljax.models.layers import Pass
+
+
+class Network(nn.Module):
+    """A classifier made of named stages that run one after the other.
+
+    A subclass defines `stages` and one method per stage, `run_STAGE(x, forward)`. Parameters are assigned to groups by
+    the first component of their path, through `group_of`.
+
+    Attributes:
+      num_classes: outputs of the head.
+      until: the last stage before the head; None for the whole network. `until='layer3'` puts pool and head on layer3.
+      dtype: compute type; parameters are float32 under bfloat16.
+    """
+
+    num_classes: int = 1000
+    until: str | None = None
+    dtype: Any = "float32"
+
+    @property
+    def all_stages(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages in order, cut after `until`, the head last."""
+        if self.until is None:
+            return self.all_stages
+        body = self.trunk[: self.trunk.index(self.until) + 1]
+        return body + self.all_stages[len(self.trunk) :]
+
+    @property
+    def trunk(self) -> tuple[str, ...]:
+        """The groups before the head of the whole network, whatever `until` says."""
+        return tuple(s for s in self.all_stages if s not in ("pool", "head"))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The stages that have parameters, in order, the head last."""
+        return tuple(s for s in self.stages if s != "pool")
+
+    def group_of(self, path: Sequence[str]) -> str:
+        """The group of the parameter or statistic at `path`, such as `('layer2_0', 'conv1', 'kernel')`."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: jax.Array, forward: Pass = Pass(), *, begin: str | None = None, end: str | None = None
+    ) -> jax.Array:
+        """Runs the stages from `begin` to just before `end`.
+
+        Args:
+          x: images `[B, H, W, 3]`, normalised; or, with `begin`, what the stage before it gave.
+          forward: batch-norm modes, mask, keys.
+          begin: the first stage to run; None for the first of all.
+          end: the first stage not to run; None runs all.
+
+        Returns:
+          Logits `[B, num_classes]`, or the activations that reach `end`. The outputs of all stages, and of the parts
+          that the model names, are sown into the collection `intermediates`.
+        """
+        stages = self.stages
+        first = 0 if begin is None else stages.index(begin)
+        last = len(stages) if end is None else stages.index(end)
+        x = x.astype(self.dtype)
+        for stage in stages[first:last]:
+            x = getattr(self, f"run_{stage.rstrip('0123456789')}")(x, forward, stage)
+            self.sow("intermediates", stage, x)
+        return x
