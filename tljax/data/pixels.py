@@ -1,0 +1,302 @@
+"""Every image decoded once and kept as uint8: in memory where it fits, else in a memory-mapped file."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+import PIL
+
+from tljax.data.decode import Unreadable, decode
+from tljax.data.source import Source
+from tljax.errors import UserError
+
+# A cache file is the pixels, then a JSON record, the record's length in 8 bytes, and this.
+_MAGIC = b"tljaxpx1"
+_IN_FLIGHT = 4  # decoded images waiting for their turn, per worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """Decoded images of different sizes, end to end in one buffer.
+
+    Attributes:
+      buffer: uint8 `[total bytes]`; an array, or a memory map opened for reading.
+      offsets: int64 `[N]`, where the image of each index in the source begins.
+      sizes: int32 `[N, 2]`, height and width; zeros for images that are not held.
+      skipped: (name, reason) of images that were asked for and could not be read, in the order of their indices.
+    """
+
+    buffer: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def image(self, index: int) -> np.ndarray:
+        """One picture, a view, uint8 `[h, w, 3]`. Raises KeyError for an image that is not held."""
+        height, width = (int(side) for side in self.sizes[index])
+        if not height:
+            raise KeyError(f"image {index} was not decoded")
+        start = int(self.offsets[index])
+        return self.buffer[start : start + height * width * 3].reshape(height, width, 3)
+
+    @property
+    def held(self) -> np.ndarray:
+        """bool `[N]`: which images of the source are here."""
+        return self.sizes[:, 0] > 0
+
+
+def decode_all(
+    source: Source,
+    indices: np.ndarray,
+    *,
+    short_side: int,
+    max_aspect: float = 2.0,
+    workers: int | None = None,
+    memory_bytes: int | None = None,
+    spill: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pixels:
+    """Decodes images in parallel threads; the result does not depend on how many.
+
+    Args:
+      source: where they come from.
+      indices: which to decode; duplicates are decoded once.
+      short_side: see `decode`.
+      max_aspect: see `decode`.
+      workers: threads; by default one per processor this process may use.
+      memory_bytes: the most to hold in memory; by default half of what is available.
+      spill: the file to go on in when the images outgrow that. It is used again without decoding while it holds what
+        would be decoded (same images, sizes, times of change and Pillow), replaced when it does not, and appears only
+        when complete. Its folder is created.
+      progress: called with (done, total) in the calling thread after each image.
+
+    Raises:
+      UserError: the images outgrow the memory and there is no `spill`, or no room for it, or it is another's file.
+    """
+    wanted = np.unique(np.asarray(indices, np.int64))
+    key = _key(source, wanted, short_side, max_aspect) if spill else ""
+    if spill and (kept := _reopen(Path(spill), key, len(source), wanted)):
+        if progress:
+            progress(len(wanted), len(wanted))
+        return kept
+
+    sizes = np.zeros((len(source), 2), np.int32)
+    skipped: list[tuple[str, str]] = []
+    workers = max(1, workers or _processors())
+    limit = available_memory() // 2 if memory_bytes is None else memory_bytes
+    # No image is larger than this, and pages that are never written take no memory.
+    largest = short_side * max(short_side, int(short_side * max_aspect)) * 3
+    try:
+        memory = np.empty(min(limit, largest * len(wanted)), np.uint8)
+    except MemoryError:
+        memory = np.empty(0, np.uint8)
+
+    def work(index: int) -> np.ndarray | str:
+        try:
+            return decode(source.read(index), short_side=short_side, max_aspect=max_aspect)
+        except Unreadable as error:
+            return error.reason
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+
+    total = 0
+    with contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        stack.callback(pool.shutdown, cancel_futures=True)
+        file: _CacheFile | None = None
+        for done, (index, result) in enumerate(_in_order(pool, work, wanted.tolist(), _IN_FLIGHT * workers), 1):
+            if isinstance(result, str):
+                skipped.append((source.names[index], result))
+            else:
+                sizes[index] = result.shape[:2]
+                if file is None and total + result.size > memory.size:
+                    file = stack.enter_context(_CacheFile(_place_to_spill(spill, total, done - 1, len(wanted)), key))
+                    file.write(memory[:total].data)
+                    memory = np.empty(0, np.uint8)
+                if file is None:
+                    memory[total : total + result.size] = result.reshape(-1)
+                else:
+                    file.write(result.data)
+                total += result.size
+            if progress:
+                progress(done, len(wanted))
+        if file is not None:
+            file.finish(sizes[wanted], skipped)
+            memory = np.memmap(file.path, np.uint8, "r", shape=(total,))
+    return Pixels(memory[:total], _offsets(sizes), sizes, tuple(skipped))
+
+
+def drop(splits: Mapping[str, np.ndarray], pixels: Pixels) -> dict[str, np.ndarray]:
+    """The splits without images that could not be read. Raises UserError for a split that is left empty."""
+    left = {name: members[pixels.held[members]] for name, members in splits.items()}
+    for name, members in left.items():
+        if not members.size:
+            example = f", such as {pixels.skipped[0][0]!r}: {pixels.skipped[0][1]}" if pixels.skipped else ""
+            raise UserError(f"none of the {len(splits[name])} images of {name} can be read{example}")
+    return left
+
+
+def available_memory() -> int:
+    """Bytes that this process could still use, as far as the system tells; 4 GiB where it does not."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; 'max', no number, where it has none
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # Files read before count as used, but make room when asked.
+        used = int((group / "memory.current").read_text()) - int(counts.get("inactive_file", 0))
+        found.append(max(0, limit - used))
+    if not found:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    return min(found, default=4 << 30)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[int], np.ndarray | str], indices: list[int], window: int
+) -> Iterator[tuple[int, np.ndarray | str]]:
+    """`pool.map`, but with no more than `window` results or tasks waiting."""
+    pending: deque[tuple[int, Future]] = deque()
+    for index in indices:
+        if len(pending) == window:
+            first, future = pending.popleft()
+            yield first, future.result()
+        pending.append((index, pool.submit(work, index)))
+    for index, future in pending:
+        yield index, future.result()
+
+
+def _offsets(sizes: np.ndarray) -> np.ndarray:
+    ends = np.cumsum(sizes[:, 0].astype(np.int64) * sizes[:, 1] * 3)
+    return np.concatenate([[0], ends[:-1]]).astype(np.int64)
+
+
+def _key(source: Source, wanted: np.ndarray, short_side: int, max_aspect: float) -> str:
+    """A digest of all that the decoded images depend on, short of reading every file."""
+    digest = hashlib.sha256(f"{PIL.__version__} {short_side} {max_aspect} {len(source)}".encode())
+    stamp = getattr(source.read, "stamp", None)
+    for index in wanted.tolist():
+        digest.update(repr((index, source.names[index], stamp(index) if stamp else None)).encode())
+    if stamp is None:  # no files to ask: a few images stand for all
+        for index in wanted[:: max(1, len(wanted) // 16)].tolist():
+            with contextlib.suppress(OSError):
+                example = source.read(index)
+                digest.update(example if isinstance(example, bytes) else example.tobytes())
+    return digest.hexdigest()
+
+
+def _place_to_spill(spill: Path | None, total: int, done: int, count: int) -> Path:
+    if spill is None:
+        need = f"about {total / done * count / 1e9:.1f} GB, more" if done else "more memory"
+        raise UserError(
+            f"the {count} decoded images need {need} than this machine can give; name a file for them, or "
+            "use a smaller size"
+        )
+    return Path(spill)
+
+
+class _CacheFile:
+    """Writes a cache file under another name and gives it its own when it is complete."""
+
+    def __init__(self, path: Path, key: str):
+        self.path = path
+        self._key = key
+        self._temporary = ""
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not _is_cache(self.path):
+                raise UserError(f"{str(self.path)!r} is no cache of decoded images and will not be replaced; move it")
+            self._sweep()
+            handle, self._temporary = tempfile.mkstemp(".tmp", self.path.name + ".", self.path.parent)
+            self._file = os.fdopen(handle, "wb")
+        except OSError as error:
+            raise self._no_room(error) from None
+        return self
+
+    def _sweep(self) -> None:
+        """Removes what killed runs left behind; a run that is still writing touches its file all the time."""
+        for old in self.path.parent.glob(f"{self.path.name}.*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - old.stat().st_mtime > 3600:
+                    old.unlink()
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._no_room(error) from None
+
+    def finish(self, sizes: np.ndarray, skipped: list[tuple[str, str]]) -> None:
+        """Appends the record (sizes in the order of the images asked for) and moves the file into its place."""
+        assert self._file is not None
+        record = json.dumps({"key": self._key, "sizes": sizes.tolist(), "skipped": skipped}).encode()
+        self.write(record + len(record).to_bytes(8, "little") + _MAGIC)
+        try:
+            self._file.close()
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            raise self._no_room(error) from None
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        with contextlib.suppress(OSError):  # gone where it has its final name
+            os.unlink(self._temporary)
+
+    def _no_room(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot keep the decoded images in {str(self.path)!r}: {error.strerror or error}; make room, "
+            "or name a file on another disk"
+        )
+
+
+def _is_cache(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-min(len(_MAGIC), path.stat().st_size), os.SEEK_END)
+        return file.read() == _MAGIC
+
+
+def _reopen(path: Path, key: str, count: int, wanted: np.ndarray) -> Pixels | None:
+    """What the cache file holds, or None where it is absent, incomplete, or about other images."""
+    try:
+        if not _is_cache(path):
+            return None
+        with open(path, "rb") as file:
+            end = file.seek(-len(_MAGIC) - 8, os.SEEK_END)
+            length = int.from_bytes(file.read(8), "little")
+            file.seek(end - length)
+            record = json.loads(file.read(length))
+        if record["key"] != key:
+            return None
+        sizes = np.zeros((count, 2), np.int32)
+        sizes[wanted] = record["sizes"]
+        total = int((sizes[:, 0].astype(np.int64) * sizes[:, 1] * 3).sum())
+        if total != end - length:
+            return None
+        buffer = np.memmap(path, np.uint8, "r", shape=(total,))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Pixels(buffer, _offsets(sizes), sizes, tuple((name, reason) for name, reason in record["skipped"]))
