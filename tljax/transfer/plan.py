@@ -1,0 +1,296 @@
+"""The plan: which groups train, at which rate, with which batch norm. Made once, read by everybody else."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import traverse_util
+
+from tljax.errors import UserError
+from tljax.models import BatchNormMode, Network
+
+Path = tuple[str, ...]
+
+FROZEN = "frozen"
+"""The label of a parameter that does not train."""
+
+BN_MODES: dict[str, BatchNormMode] = {
+    "train": BatchNormMode(use_batch=True, update=True, train_affine=True),
+    # PyTorch's `requires_grad = False` on a module that was left in train() mode.
+    "torch_frozen_params": BatchNormMode(use_batch=True, update=True, train_affine=False),
+    # Keras's `trainable = False`, and PyTorch's eval() with frozen parameters.
+    "eval": BatchNormMode(use_batch=False, update=False, train_affine=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPlan:
+    """One line of the plan.
+
+    Attributes:
+      name: the group.
+      parameters: how many numbers it has.
+      trained: whether its weights train. Batch-norm scales and biases follow `bn.train_affine` instead.
+      trainable: how many of its numbers train.
+      fresh: whether it starts from random numbers.
+      lr: its learning rate, before the schedule; what trains in it trains at this rate.
+      weight_decay: its weight decay.
+      bn: its batch-norm mode; None where it has no batch norm.
+    """
+
+    name: str
+    parameters: int
+    trained: bool
+    trainable: int
+    fresh: bool
+    lr: float
+    weight_decay: float
+    bn: BatchNormMode | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What trains. `groups` in the network's order; `labels` maps every parameter's path to its group or `FROZEN`."""
+
+    groups: tuple[GroupPlan, ...]
+    labels: Mapping[Path, str]
+
+    @property
+    def modes(self) -> dict[str, BatchNormMode]:
+        """Batch-norm mode by group, for `models.Pass`."""
+        return {g.name: g.bn for g in self.groups if g.bn is not None}
+
+    @property
+    def trainable(self) -> int:
+        return sum(g.trainable for g in self.groups)
+
+    @property
+    def label_tree(self) -> dict[str, Any]:
+        """The labels as a tree of the parameters' own shape, for `optax.multi_transform`."""
+        return traverse_util.unflatten_dict(dict(self.labels))
+
+    @property
+    def constant_prefix(self) -> tuple[str, ...]:
+        """The first groups whose output for an image is the same all through the run: nothing in them trains, and
+        their batch norms neither look at the batch nor move."""
+        prefix = []
+        for g in self.groups:
+            if g.trainable or (g.bn is not None and (g.bn.use_batch or g.bn.update)):
+                break
+            prefix.append(g.name)
+        return tuple(prefix)
+
+    def split(self, params: Any) -> tuple[dict[Path, Any], dict[Path, Any]]:
+        """Parameters as two flat dictionaries by path: those that train, those that do not."""
+        flat = traverse_util.flatten_dict(params)
+        return (
+            {p: v for p, v in flat.items() if self.labels[p] != FROZEN},
+            {p: v for p, v in flat.items() if self.labels[p] == FROZEN},
+        )
+
+    def table(self) -> list[dict[str, str]]:
+        """One row per group, as a run prints it and `result.json` keeps it."""
+        rows = []
+        for g in self.groups:
+            state = "trained" if g.trained else "norms trained" if g.trainable else "frozen"
+            rows.append(
+                {
+                    "group": g.name,
+                    "parameters": f"{g.parameters:,}",
+                    "state": state + (", fresh" if g.fresh else ""),
+                    "rate": f"{g.lr:.3g}" if g.trainable else "-",
+                    "decay": f"{g.weight_decay:.3g}" if g.trainable else "-",
+                    "batch norm": "-" if g.bn is None else str(g.bn),
+                }
+            )
+        return rows
+
+
+def merge(*parts: Mapping[Path, Any]) -> dict[str, Any]:
+    """The inverse of `Plan.split`."""
+    flat: dict[Path, Any] = {}
+    for part in parts:
+        flat.update(part)
+    return traverse_util.unflatten_dict(flat)
+
+
+def make_plan(
+    model: Network,
+    variables: Any,
+    *,
+    train: str,
+    fresh: str = "",
+    bn: str = "",
+    lr: float,
+    lr_groups: str = "",
+    lr_decay: float = 1.0,
+    weight_decay: float = 0.0,
+    allow_fresh_frozen: bool = False,
+) -> Plan:
+    """Decides, once, what a run (or a phase of one) trains.
+
+    Args:
+      model: gives the groups.
+      variables: parameters and statistics, or their shapes.
+      train: groups separated by commas, or 'all'. They need not be contiguous.
+      fresh: groups that start from random numbers.
+      bn: a batch-norm mode for all groups, or `WHO:MODE` pairs separated by commas, where WHO is a group, `trained`,
+        `frozen` or `all` and a group's own entry wins. MODE is a key of `BN_MODES`, or its three switches spelt out as
+        in `batch+update+affine` or `running`. The default is `trained:train,frozen:eval`.
+      lr: the base learning rate.
+      lr_groups: `GROUP:RATE` pairs for groups that have one of their own.
+      lr_decay: the factor from each group to the next one further from the head, 1 for the same rate everywhere.
+      weight_decay: for all trained groups; the optimizer leaves out biases and batch norms.
+      allow_fresh_frozen: train over a group that is both fresh and frozen, instead of refusing.
+
+    Raises:
+      UserError: for a group, a mode or a rate that does not exist, or a plan that trains nothing or cannot work.
+    """
+    names = model.groups
+    trained = _groups("transfer.train", train, names)
+    started = _groups("transfer.fresh", fresh, names) if fresh else ()
+    if not trained:
+        raise UserError(f"transfer.train trains nothing; name groups among {', '.join(names)}, or all")
+    modes = _modes(bn or "trained:train,frozen:eval", names, trained)
+    if not 0 < lr < float("inf"):
+        raise UserError(f"optimizer.lr={lr} is not a positive number")
+    if lr_decay <= 0:
+        raise UserError(f"optimizer.lr_decay={lr_decay} is not a positive number")
+    own_rates = {group: _rate(group, rate) for group, rate in _pairs("optimizer.lr_groups", lr_groups, names)}
+    _refuse_fresh_frozen(names, trained, started, allow_fresh_frozen)
+
+    flat: dict[Path, Any] = dict(traverse_util.flatten_dict(variables["params"]))
+    norms = {path[:-1] for path in traverse_util.flatten_dict(variables["batch_stats"])}
+    with_norm = {model.group_of(path) for path in norms}
+    labels = {}
+    for path in flat:
+        group = model.group_of(path)
+        trains = modes[group].train_affine if path[:-1] in norms else group in trained
+        labels[path] = group if trains else FROZEN
+
+    groups = []
+    for depth, name in enumerate(reversed(names)):
+        sizes = {p: int(x.size) for p, x in flat.items() if model.group_of(p) == name}
+        groups.append(
+            GroupPlan(
+                name=name,
+                parameters=sum(sizes.values()),
+                trained=name in trained,
+                trainable=sum(n for p, n in sizes.items() if labels[p] != FROZEN),
+                fresh=name in started,
+                lr=own_rates.get(name, lr * lr_decay**depth),
+                weight_decay=weight_decay,
+                bn=modes[name] if name in with_norm else None,
+            )
+        )
+    return Plan(groups=tuple(reversed(groups)), labels=labels)
+
+
+def _refuse_fresh_frozen(names: Sequence[str], trained: Sequence[str], fresh: Sequence[str], allowed: bool) -> None:
+    useless = [g for g in names if g in fresh and g not in trained]
+    if useless and len(fresh) < len(names) and not allowed:
+        raise UserError(
+            f"{', '.join(useless)} would be both fresh and frozen, so what trains above would learn from random "
+            f"features; add it to transfer.train, or say transfer.allow_fresh_frozen=True"
+        )
+
+
+def _groups(field: str, text: str, names: Sequence[str]) -> tuple[str, ...]:
+    if text == "all":
+        return tuple(names)
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    for group in given:
+        if group not in names:
+            raise UserError(f"{field}={text!r} names {group!r}; this network's groups are {', '.join(names)} (or all)")
+    return tuple(g for g in names if g in given)
+
+
+def _pairs(field: str, text: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        who, colon, value = (s.strip() for s in part.partition(":"))
+        if not colon or who not in names:
+            raise UserError(f"{field}={text!r}: {part!r} is not NAME:VALUE with a name among {', '.join(names)}")
+        pairs.append((who, value))
+    return pairs
+
+
+def _rate(group: str, text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate < float("inf"):
+        raise UserError(f"optimizer.lr_groups gives {group} the rate {text!r}, which is not a positive number")
+    return rate
+
+
+def _modes(text: str, names: Sequence[str], trained: Sequence[str]) -> dict[str, BatchNormMode]:
+    if ":" not in text:
+        text = f"all:{text}"
+    modes = {name: BN_MODES["eval"] for name in names}
+    wide = {"all": tuple(names), "trained": trained, "frozen": tuple(n for n in names if n not in trained)}
+    pairs = _pairs("transfer.bn", text, [*names, *wide])
+    for who, value in sorted(
+        pairs, key=lambda pair: ("all", "trained", "frozen").index(pair[0]) if pair[0] in wide else len(wide)
+    ):
+        for name in wide.get(who, (who,)):
+            modes[name] = _mode(value)
+    return modes
+
+
+def _mode(text: str) -> BatchNormMode:
+    if text in BN_MODES:
+        return BN_MODES[text]
+    switches = text.split("+")
+    if switches[0] in ("batch", "running") and set(switches[1:]) <= {"update", "affine"}:
+        return BatchNormMode(
+            use_batch=switches[0] == "batch", update="update" in switches[1:], train_affine="affine" in switches[1:]
+        )
+    raise UserError(
+        f"transfer.bn: {text!r} is not a mode; there are {', '.join(BN_MODES)}, and switches such as "
+        f"batch+update+affine, running+affine or running"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs with one plan: epochs `first` to `last - 1`, counted from 0."""
+
+    first: int
+    last: int
+    train: str
+    lr: float
+
+
+def make_phases(text: str, *, train: str, epochs: int, lr: float) -> tuple[Phase, ...]:
+    """Reads `transfer.phases`, such as `head@2; head,layer4@4@1e-5; all`: groups, epochs, and a rate if it differs.
+
+    The last phase takes the epochs that remain, and may say so. Without phases, there is one: `train`, all epochs.
+    """
+    parts = [part.strip() for part in text.split(";") if part.strip()]
+    if not parts:
+        return (Phase(0, epochs, train, lr),)
+    phases, start = [], 0
+    for i, part in enumerate(parts):
+        groups, *numbers = (s.strip() for s in part.split("@"))
+        try:
+            rate = float(numbers[1]) if len(numbers) > 1 else lr
+            count = int(numbers[0]) if numbers else epochs - start if i == len(parts) - 1 else 0
+            if len(numbers) > 2 or count < 1:
+                raise ValueError
+        except ValueError:
+            raise UserError(
+                f"transfer.phases={text!r}: {part!r} is not GROUPS@EPOCHS or GROUPS@EPOCHS@RATE with at "
+                f"least one of the {epochs} epochs for each phase"
+            ) from None
+        phases.append(Phase(start, start + count, groups, rate))
+        start += count
+    if start != epochs:
+        raise UserError(f"transfer.phases={text!r} covers {start} epochs, but epochs={epochs}")
+    return tuple(phases)
+
+
+def count_parameters(params: Any) -> int:
+    return sum(int(x.size) for x in jax.tree.leaves(params))
