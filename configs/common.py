@@ -1,0 +1,78 @@
+"""Every field there is, with what it means. Other configs start from here and override; unknown names are refused."""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The defaults. `placeholder` fields are empty until set."""
+    config = ml_collections.ConfigDict()
+
+    config.run = "train"  # what main does: train one network, or the demo
+    config.seed = 0  # of the fresh parameters, the order of the batches, augmentation and dropout
+    config.epochs = 10
+    config.batch_size = 32  # examples per update, over all devices
+    config.accumulate = 1  # parts that a batch is cut into to save memory; one update all the same
+    config.cross_replica_bn = False  # batch statistics over all devices instead of each device's own
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "shapes:target"  # folder:PATH, pets:PATH, tfds:NAME, shapes:TASK
+    data.label = ""  # pets: breed, species; folder: folder, regex:PATTERN; tfds: a label feature. Empty: the usual one
+    data.split = "official"  # official, TRAIN/VAL/TEST or TRAIN/VAL in percent, kfold:K:I
+    data.val = 0.2  # share of train that becomes validation where the split has none
+    data.per_class = 0  # train on so many images per class; 0 for all
+    data.stratify = True  # every split has each class in proportion
+    data.split_seed = 0  # apart from `seed`, so that seeds of a run share their test images
+    data.resize = 0  # short side, in pixels, that images are kept at; 0: what the weights were evaluated with, else 256
+    data.size = 224  # side of what the network sees
+    data.mean = ()  # per channel, 0 to 1; empty: what the weights were trained with, else ImageNet's
+    data.std = ()
+    data.workers = 0  # decoding threads; 0: one per core
+    data.memory_gb = 0.0  # decoded images beyond this lie in a file of the workdir; 0: half of the free memory
+    data.tfds_dir = ""  # where TFDS keeps prepared data; empty: TFDS_DATA_DIR, else its own default
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "resnet18"  # resnet18, 34, 50, 101, 152; squeezenet1_0, squeezenet1_1
+    model.weights = "imagenet"  # imagenet, imagenet-v2, a file, a finished run's folder, or None
+    model.until = placeholder(str)  # last stage before the head, such as layer3
+    model.dtype = "float32"  # of the computation: float32, bfloat16; float64 under JAX_ENABLE_X64=1
+    model.width = placeholder(int)  # ResNets: channels of the stem, 64
+    model.blocks = placeholder(tuple)  # ResNets: blocks per layer
+    model.drop = placeholder(float)  # SqueezeNets: dropout before the head, 0.5
+
+    config.transfer = transfer = ml_collections.ConfigDict()
+    transfer.train = "head"  # groups that train, such as head,layer4; or all
+    transfer.fresh = "head"  # groups that start from random numbers although weights are given
+    transfer.bn = "trained:train,frozen:eval"  # a mode for all, or WHO:MODE pairs (see tljax/transfer/plan.py)
+    transfer.phases = ""  # such as head@2; head,layer4 (groups@epochs@rate): in place of `train`
+    transfer.moments = "keep"  # between phases, of groups that go on training: keep or fresh
+    transfer.allow_fresh_frozen = False  # train over groups that are both random and frozen
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adam"  # adam, adamw, sgd
+    optimizer.lr = 1e-3
+    optimizer.lr_groups = ""  # rates of their own, such as layer4:1e-5,stem:1e-6
+    optimizer.lr_decay = 1.0  # factor from each group to the next one further from the head
+    optimizer.momentum = 0.9  # sgd
+    optimizer.weight_decay = 0.0
+    optimizer.decay_all = False  # weight decay on biases and batch norms too, as torch does
+    optimizer.clip = 0.0  # largest norm of the gradient; 0: no limit
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.name = "constant"  # constant, step, cosine; each phase runs its own
+    schedule.warmup_epochs = 0.0
+    schedule.step_epochs = 7.0  # step: epochs between two drops
+    schedule.factor = 0.1  # step: what a drop multiplies by
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.name = "softmax"  # softmax, or sigmoid: one logit for two classes
+    loss.label_smoothing = 0.0
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.crop = "random_resized"  # random_resized, random, center
+    augment.scale = (0.08, 1.0)  # random_resized: share of the picture's area
+    augment.ratio = (3 / 4, 4 / 3)  # random_resized: width / height
+    augment.flip = True
+    augment.rotation = 0.0  # degrees, either way
+
+    return config.lock()

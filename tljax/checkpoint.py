@@ -1,0 +1,101 @@
+"""Checkpoints of a run, by Orbax: written in the background, the last ones and the best kept."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from tljax.errors import UserError
+from tljax.state import TrainState
+
+FOLDER = "checkpoints"
+KEPT = 2  # the newest ones, so that one that was damaged has another before it
+
+
+@dataclasses.dataclass(frozen=True)
+class _LatestAndBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the newest, and the one with the highest validation accuracy, the earliest of equals."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        scored = [i for i, c in enumerate(checkpoints) if c.metrics and "accuracy" in c.metrics]
+        best = max(scored, key=lambda i: (checkpoints[i].metrics["accuracy"], -checkpoints[i].step), default=None)
+        return [i == best or i >= len(checkpoints) - KEPT for i in range(len(checkpoints))]
+
+
+class Checkpoints:
+    """The checkpoints under a run's folder. A checkpoint is a train state and a record: plain numbers, lists, words."""
+
+    def __init__(self, workdir: Path):
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LatestAndBest(), cleanup_tmp_directories=True, create=True
+        )
+        self._manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+
+    def save(self, state: TrainState, record: dict[str, Any], *, accuracy: float | None) -> None:
+        """Starts to write `state`, whose arrays may be donated as soon as this returns.
+
+        Args:
+          state: one replica of it.
+          record: what else resuming needs; JSON.
+          accuracy: validation accuracy at the end of an epoch; None within one.
+        """
+        state = jax.tree.map(np.asarray, state)
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
+            metrics=None if accuracy is None else {"accuracy": accuracy},
+            force=True,
+        )
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def record(self, step: int) -> dict[str, Any]:
+        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
+    def state(self, step: int, like: TrainState) -> TrainState:
+        """The state at `step`, as NumPy arrays in the structure of `like`."""
+        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+        return restored["state"]
+
+    def wait(self) -> None:
+        """Until everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps that a run's folder has checkpoints of; nothing in the folder is touched.
+
+    Raises:
+      UserError: when there are none.
+    """
+    folder = workdir / FOLDER
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and (path / "state").is_dir())
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoints; a run's folder has some in its subfolder {FOLDER}")
+    return steps
+
+
+def saved_variables(workdir: Path, step: int) -> dict[str, Any]:
+    """Parameters and statistics at `step`, read without knowing the network or the optimizer."""
+    restored = ocp.PyTreeCheckpointer().restore((workdir / FOLDER).absolute() / str(step) / "state")
+    return {name: jax.tree.map(np.asarray, restored[name] or {}) for name in ("params", "batch_stats")}
+
+
+def saved_tree(workdir: Path, step: int) -> dict[str, Any]:
+    """Shapes and dtypes of the state at `step`, as nested dictionaries and lists of Orbax's metadata."""
+    metadata: Any = ocp.StandardCheckpointer().metadata((workdir / FOLDER).absolute() / str(step) / "state")
+    return metadata.item_metadata.tree

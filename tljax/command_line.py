@@ -1,0 +1,114 @@
+"""Command lines with a config: `--config FILE --config.x.y=VALUE`, and one line for whatever is wrong with them."""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from tljax.errors import UserError
+
+
+def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tuple[ConfigDict, Path]:
+    """Parses the flags of `values` and the config.
+
+    Args:
+      argv: the command line, its first word the command.
+      values: the command's other flags; they hold their values afterwards.
+      default: the config where none is named.
+
+    Returns:
+      The config with its overrides, and its file.
+
+    Raises:
+      UserError: for an unknown flag, file, field or value, with what there is instead.
+    """
+    chosen, others = _take_config(argv[1:])
+    path = chosen or str(default)
+    if not Path(path).is_file():
+        raise UserError(f"--config={path}: there is no such file{_similar_file(path)}")
+    argv = [*argv[:1], f"--config={path}", *others]
+    config_flags.DEFINE_config_file("config", None, "the config file", flag_values=values)
+    kept, sys.argv = sys.argv, argv  # config_flags looks there for overrides
+    try:
+        rest = values(argv)
+        config = values.config
+    except flags.Error as error:
+        raise UserError(one_line(error)) from None
+    except UserError:
+        raise
+    except Exception as error:  # an unknown field, or whatever somebody's config file raises
+        raise UserError(_unknown_field(path, others) or _broken(path, error)) from None
+    finally:
+        sys.argv = kept
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not a flag; a config is given as --config FILE, a value as --config.x.y=VALUE")
+    return config, Path(path)
+
+
+def _take_config(args: Sequence[str]) -> tuple[str, list[str]]:
+    """The config's file, empty if none is named, and all other arguments; overrides may stand before it."""
+    path, others, wanted = "", [], False
+    for arg in args:
+        if wanted:
+            path, wanted = arg, False
+        elif arg == "--config":
+            wanted = True
+        elif arg.startswith("--config="):
+            path = arg.partition("=")[2]
+        else:
+            others.append(arg)
+    if wanted:
+        raise UserError("--config is not followed by a file")
+    return path, others
+
+
+def _similar_file(path: str) -> str:
+    folder = Path(path).parent
+    names = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
+    close = difflib.get_close_matches(Path(path).name, names, 1)
+    return f"; did you mean {folder / close[0]}?" if close else ""
+
+
+def load_config(path: str) -> ConfigDict:
+    """The config that a file's `get_config` makes, without overrides."""
+    spec = importlib.util.spec_from_file_location("tljax_config", path)
+    if spec is None or spec.loader is None:
+        raise ImportError("it is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def _unknown_field(path: str, args: Sequence[str]) -> str:
+    """Says which `--config.x.y` names nothing, and what there is at the last place that exists; empty if all exist."""
+    try:
+        config = load_config(path)
+    except Exception:  # then the file itself is what is broken
+        return ""
+    for arg in args:
+        name = arg.partition("=")[0].lstrip("-")
+        parts = name.split(".")[1:] if name.startswith("config.") else []
+        node: Any = config
+        for depth, part in enumerate(parts):
+            where = ".".join(parts[:depth]) or "the config"
+            if not isinstance(node, ConfigDict):
+                return f"--{name}: {where} is a value and has no field {part!r}"
+            if part not in node:
+                close = difflib.get_close_matches(part, list(node), 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                return f"--{name} is not a field; {where} has {', '.join(sorted(node))}{hint}"
+            node = node[part]
+    return ""
+
+
+def _broken(path: str, error: Exception) -> str:
+    return f"--config={path} does not work: {type(error).__name__}: {one_line(error)}"
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,94 @@
+"""tljax trains and tests image classifiers that start from pretrained networks.
+
+python -m tljax.main                                   the demo: no data, no downloads
+python -m tljax.main --config configs/folder.py --config.data.source=folder:PATH
+python -m tljax.main --config configs/pets_ft.py       see configs/common.py for every field
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from absl import logging as absl_logging
+
+from tljax.command_line import one_line, parse
+from tljax.errors import UserError
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+
+
+def make_flags() -> flags.FlagValues:
+    """The flags beside `--config`."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run's folder; runs/CONFIG_NAME by default", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "throw away the run that is in that folder", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes", flag_values=values)
+    flags.DEFINE_integer("processes", 1, "how many processes take part", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process", 0, "which of them this is, from 0", lower_bound=0, flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 2 for a mistake of the user's, 128 + the signal if interrupted."""
+    argv = list(sys.argv if argv is None else argv)
+    absl_logging.use_absl_handler()
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault(
+        "TF_ENABLE_ONEDNN_OPTS", "0"
+    )  # TensorFlow writes event files here; its greeting is about speed
+    values = make_flags()
+    if {"-h", "--help", "-help"} & set(argv[1:]):
+        print(f"{__doc__}\n{values.get_help()}")
+        return 0
+    try:
+        return dispatch(argv, values)
+    except UserError as error:
+        print(f"tljax: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tljax: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def dispatch(argv: Sequence[str], values: flags.FlagValues) -> int:
+    config, path = parse(argv, values, default=DEFAULT)
+    import jax  # after the flags: a mistake is answered at once
+
+    from tljax import demo, train
+
+    keep_compilations()
+    if values.coordinator:
+        if values.process >= values.processes:
+            raise UserError(f"--process={values.process} is not one of --processes={values.processes}, from 0")
+        jax.distributed.initialize(values.coordinator, values.processes, values.process)
+    runs = {"train": train.run, "demo": demo.run}
+    if config.run not in runs:
+        raise UserError(f"config.run={config.run!r} is not one of {', '.join(runs)}")
+    try:
+        runs[config.run](config, Path(values.workdir or f"runs/{path.stem}"), overwrite=values.overwrite)
+    except train.Interrupted as interrupted:
+        print(f"tljax: {interrupted}", file=sys.stderr)
+        return 128 + interrupted.number
+    return 0
+
+
+def keep_compilations() -> None:
+    """Lets JAX keep compiled programs on disk, so that a program is compiled once.
+
+    They lie in JAX_COMPILATION_CACHE_DIR, else in `xla` under TLJAX_CACHE or ~/.cache/tljax.
+    """
+    import jax
+
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
+        folder = Path(os.environ.get("TLJAX_CACHE") or "~/.cache/tljax").expanduser() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""What a run says while it goes on: tables, progress, one line per epoch; TensorBoard where it is installed."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """The console of a run; a quiet one, for processes other than the first, prints nothing."""
+    return Console(quiet=quiet, highlight=False, soft_wrap=True)
+
+
+def print_table(console: Console, title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Prints rows of equal keys, the keys as header; numbers to the right."""
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for key in rows[0]:
+        numeric = all(row[key].strip("~")[:1].isdigit() or row[key] in ("", "-") for row in rows)
+        table.add_column(Text(key), justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row.values()))
+    console.print(table, soft_wrap=False)
+
+
+class Advance(Protocol):
+    """Moves a progress bar to `done` of `total`, with a few words beside it."""
+
+    def __call__(self, done: int, total: int, words: str = "") -> None: ...
+
+
+@contextmanager
+def progress_bar(console: Console, title: str) -> Iterator[Advance]:
+    """A progress bar with time left; on a terminal alone, elsewhere nothing."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[words]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None, words="")
+        yield lambda done, total, words="": bar.update(task, completed=done, total=total, words=words)
+
+
+class Writer(Protocol):
+    """Takes numbers of a step by name; clu's metric writers are of this kind."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _NoWriter:
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_writer(workdir: Path, console: Console, *, first: bool) -> Writer:
+    """clu's writers to TensorBoard and the log; where they cannot be imported, one line says so and none write."""
+    if not first:
+        return _NoWriter()
+    try:
+        from clu import metric_writers  # imports TensorFlow
+    except ImportError as error:
+        console.print(f"TensorBoard is off: {error.name or 'clu'} is not installed; metrics.csv has the same numbers")
+        return _NoWriter()
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    return metric_writers.create_default_writer(str(workdir), asynchronous=False)
+
+
+def percent(correct: int, seen: int, interval: Sequence[float]) -> str:
+    """'81.5% (380 of 466; 77.8 to 84.8)', the interval being the 95% one."""
+    return f"{correct / seen:.1%} ({correct:,} of {seen:,}; {100 * interval[0]:.1f} to {100 * interval[1]:.1f})"

@@ -1,0 +1,26 @@
+"""What a run ran on."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+
+PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide on numbers."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def device() -> dict[str, Any]:
+    """The accelerators, how many there are, and the machine around them."""
+    return {
+        "platform": jax.default_backend(),
+        "kind": jax.devices()[0].device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
