@@ -1,10 +1,16 @@
 """Strict JAX on four fake CPU devices, and the real data where it is."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A program that several tests run is compiled once; the commands that tests start share it.
+os.environ["TLJAX_CACHE"] = tempfile.mkdtemp(prefix="tljax-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TLJAX_CACHE"] + "/xla"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import pytest
@@ -29,3 +35,7 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["TLJAX_CACHE"], ignore_errors=True)

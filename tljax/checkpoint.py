@@ -33,7 +33,10 @@ class Checkpoints:
 
     def __init__(self, workdir: Path):
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LatestAndBest(), cleanup_tmp_directories=True, create=True
+            preservation_policy=_LatestAndBest(),
+            best_fn=lambda metrics: metrics.get("accuracy", -1.0),  # without it Orbax neither writes nor reads metrics
+            cleanup_tmp_directories=True,
+            create=True,
         )
         self._manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
@@ -52,7 +55,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
-            metrics=None if accuracy is None else {"accuracy": accuracy},
+            metrics={} if accuracy is None else {"accuracy": accuracy},
             force=True,
         )
 

@@ -124,10 +124,10 @@ def average_statistics(
     stats: Any, here: jax.Array, seen: jax.Array, model: Network, moving: frozenset[str], total: Callable[[Any], Any]
 ) -> Any:
     """Averages the statistics that moved over replicas, each by the examples it saw; others stay bit for bit."""
-    share = here / seen
 
     def one(path: Any, value: jax.Array) -> jax.Array:
         group = model.group_of(tuple(entry.key for entry in path))
+        share = here.astype(value.dtype) / seen.astype(value.dtype)
         return total(value * share) if group in moving else value
 
     return jax.tree_util.tree_map_with_path(one, stats)

@@ -15,7 +15,10 @@ from rich.text import Text
 
 def make_console(*, quiet: bool = False) -> Console:
     """The console of a run; a quiet one, for processes other than the first, prints nothing."""
-    return Console(quiet=quiet, highlight=False, soft_wrap=True)
+    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # nobody's window: a table in a log is not cut
+    return console
 
 
 def print_table(console: Console, title: str, rows: Sequence[Mapping[str, str]]) -> None:

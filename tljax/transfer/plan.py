@@ -136,7 +136,7 @@ def make_plan(
       train: groups separated by commas, or 'all'. They need not be contiguous.
       fresh: groups that start from random numbers.
       bn: a batch-norm mode for all groups, or `WHO:MODE` pairs separated by commas, where WHO is a group, `trained`,
-        `frozen` or `all` and a group's own entry wins. MODE is a key of `BN_MODES`, or its three switches spelt out as
+        `frozen` or `all` and the narrowest word wins. MODE is a key of `BN_MODES`, or its three switches spelt out as
         in `batch+update+affine` or `running`. The default is `trained:train,frozen:eval`.
       lr: the base learning rate.
       lr_groups: `GROUP:RATE` pairs for groups that have one of their own.
@@ -189,7 +189,7 @@ def make_plan(
 
 def _refuse_fresh_frozen(names: Sequence[str], trained: Sequence[str], fresh: Sequence[str], allowed: bool) -> None:
     useless = [g for g in names if g in fresh and g not in trained]
-    if useless and len(fresh) < len(names) and not allowed:
+    if useless and not allowed:
         raise UserError(
             f"{', '.join(useless)} would be both fresh and frozen, so what trains above would learn from random "
             f"features; add it to transfer.train, or say transfer.allow_fresh_frozen=True"
@@ -227,8 +227,7 @@ def _rate(group: str, text: str) -> float:
 
 
 def _modes(text: str, names: Sequence[str], trained: Sequence[str]) -> dict[str, BatchNormMode]:
-    if ":" not in text:
-        text = f"all:{text}"
+    text = ",".join(part if ":" in part else f"all:{part}" for part in text.split(",") if part.strip())
     modes = {name: BN_MODES["eval"] for name in names}
     wide = {"all": tuple(names), "trained": trained, "frozen": tuple(n for n in names if n not in trained)}
     pairs = _pairs("transfer.bn", text, [*names, *wide])

@@ -1,0 +1,272 @@
+"""A run: what it leaves behind, that it resumes exactly, and what it refuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny
+from tljax import inspect, train
+from tljax.checkpoint import Checkpoints, saved_steps, saved_variables
+from tljax.errors import UserError
+from tljax.interrupt import Interrupted
+from tljax.report.console import make_console
+
+QUIET = make_console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A run of three epochs, its config and its result."""
+    workdir = tmp_path_factory.mktemp("runs") / "plain"
+    config = tiny.make_config(folder)
+    return workdir, config, train.run(config, workdir, console=QUIET)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_record_of_a_run(finished):
+    workdir, _, result = finished
+    assert json.loads((workdir / "result.json").read_text()) == json.loads(json.dumps(result))
+    for split in ("test", "validation"):
+        r = result[split]
+        assert r["seen"] == 18
+        assert r["accuracy"] == r["correct"] / r["seen"]
+        assert r["interval95"][0] <= r["accuracy"] <= r["interval95"][1]
+    assert result["train"]["images_per_second"] > 0
+    assert result["seconds"] > 0
+    assert result["skipped"] == {"count": 0, "files": []}
+    assert result["config"]["optimizer"]["lr"] == 3e-3
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["device"]["count"] == jax.device_count()
+    for picture in ("augmented.png", "curves.png"):
+        with Image.open(workdir / picture) as image:
+            assert image.width > 300
+
+
+def test_metrics_have_a_row_per_epoch(finished):
+    workdir, _, result = finished
+    rows = list(csv.DictReader((workdir / "metrics.csv").read_text().splitlines()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -int(row["epoch"])))
+    assert result["validation"]["best_epoch"] == int(best["epoch"])
+    assert result["validation"]["correct"] == int(best["val_correct"])
+
+
+def test_predictions_are_kept_by_name(finished):
+    workdir, _, result = finished
+    kept = np.load(workdir / "predictions.npz")
+    assert kept["test_names"].shape == (18,)
+    assert int((kept["test_logits"].argmax(1) == kept["test_labels"]).sum()) == result["test"]["correct"]
+
+
+def test_checkpoints_of_the_best_epoch_and_the_last(finished):
+    workdir, _, result = finished
+    steps = saved_steps(workdir)
+    assert result["best_step"] in steps
+    assert steps[-1] == result["history"][-1]["step"]
+
+
+def test_tensorboard_events_are_written(finished):
+    assert list(finished[0].glob("events.out.tfevents.*"))
+
+
+def test_inspect_shows_moments_for_trained_groups_alone(folder, tmp_path, capsys):
+    train.run(
+        tiny.make_config(folder, epochs=1, transfer__train="layer2,head", transfer__allow_fresh_frozen=True),
+        tmp_path / "run",
+        console=QUIET,
+    )
+    assert inspect.main([str(tmp_path / "run"), "--leaves"]) == 0
+    out = capsys.readouterr().out
+    _, rows, arrays = inspect.inspect(tmp_path / "run")
+    moments = {row["group"]: row["moments"] for row in rows}
+    assert moments["stem"] == moments["layer1"] == "-"
+    assert int(moments["head"].replace(",", "")) == 2 * 27
+    assert "params/fc/kernel" in out
+    assert {row["type"] for row in arrays if row["array"].startswith("params/")} == {"float32"}
+
+
+def interrupted_after(config, workdir, steps, monkeypatch):
+    """Runs until `steps` updates are made, then gets SIGTERM."""
+    real, count = train.parallel_train_step, 0
+
+    def counting(step):
+        run = real(step)
+
+        def counted(*args):
+            nonlocal count
+            count += 1
+            if count == steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return run(*args)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "parallel_train_step", counting)
+        with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
+            train.run(config, workdir, console=QUIET)
+
+
+@pytest.mark.parametrize("steps", [3, 5, 11])  # within an epoch of 5 steps, on its last, after the best
+def test_a_run_that_was_interrupted_ends_like_one_that_was_not(finished, tmp_path, steps, monkeypatch):
+    workdir, config, result = finished
+    interrupted_after(config, tmp_path / "run", steps, monkeypatch)
+    assert saved_steps(tmp_path / "run")[-1] == steps
+    again = train.run(config, tmp_path / "run", console=QUIET)
+    assert again["history"] == result["history"]
+    assert again["test"] == result["test"]
+    for step in (result["best_step"], result["history"][-1]["step"]):
+        same(saved_variables(tmp_path / "run", step), saved_variables(workdir, step))
+
+
+def test_phases_carry_moments_and_resume_between(folder, tmp_path, monkeypatch):
+    phases = {"transfer__phases": "layer2,head@1; all@2@1e-4", "transfer__allow_fresh_frozen": True}
+    config = tiny.make_config(folder, **phases)
+    whole = train.run(config, tmp_path / "whole", console=QUIET)
+    assert [row["lr"] for row in whole["history"]] == [3e-3, 1e-4, 1e-4]
+    interrupted_after(config, tmp_path / "cut", 5, monkeypatch)  # at the end of the first phase
+    assert train.run(config, tmp_path / "cut", console=QUIET)["history"] == whole["history"]
+    fresh = train.run(tiny.make_config(folder, **phases, transfer__moments="fresh"), tmp_path / "fresh", console=QUIET)
+    assert fresh["history"][0] == whole["history"][0]
+    assert fresh["history"][1] != whole["history"][1]
+
+
+def test_another_config_is_refused_with_the_difference(finished, folder):
+    workdir, _, _ = finished
+    with pytest.raises(UserError, match=r"epochs: 3 there, 4 now") as caught:
+        train.run(tiny.make_config(folder, epochs=4), workdir, console=QUIET)
+    assert "--overwrite" in str(caught.value)
+
+
+def test_a_finished_run_is_not_overwritten_unless_told_to(finished, tmp_path, folder):
+    workdir, config, _ = finished
+    before = (workdir / "result.json").read_bytes()
+    with pytest.raises(UserError, match="finished"):
+        train.run(config, workdir, console=QUIET)
+    assert (workdir / "result.json").read_bytes() == before
+    short = tiny.make_config(folder, epochs=1)
+    train.run(short, tmp_path / "run", console=QUIET)
+    again = train.run(tiny.make_config(folder, epochs=1, seed=1), tmp_path / "run", overwrite=True, console=QUIET)
+    assert again["config"]["seed"] == 1
+
+
+def test_somebody_elses_folder_is_left_alone(folder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="no run"):
+            train.run(tiny.make_config(folder), tmp_path, overwrite=overwrite, console=QUIET)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(folder, tmp_path):
+    for overrides in ({"transfer__train": "layer9"}, {"data__source": f"folder:{tmp_path}/nowhere"}):
+        with pytest.raises(UserError):
+            train.run(tiny.make_config(folder, **overrides), tmp_path / "run", console=QUIET)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_train_and_val_has_no_test_numbers(tmp_path):
+    for split in ("train", "val"):
+        tiny.make_folder(tmp_path / "photos" / split, per_class=8)
+    result = train.run(
+        tiny.make_config(tmp_path / "photos", data__split="official", epochs=1), tmp_path / "run", console=QUIET
+    )
+    assert result["test"] is None
+    assert result["validation"]["seen"] == 24
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    tiny.make_folder(tmp_path / "photos" / "train", per_class=8)
+    config = tiny.make_config(tmp_path / "photos", data__split="official", data__val=0.0, epochs=2)
+    result = train.run(config, tmp_path / "run", console=QUIET)
+    assert result["validation"] is None
+    assert result["best_step"] == result["history"][-1]["step"]
+
+
+def test_files_that_cannot_be_read_are_named_and_left_out(folder, tmp_path):
+    tiny.make_folder(tmp_path / "photos", per_class=8)
+    (tmp_path / "photos" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    (tmp_path / "photos" / "red" / "empty.png").touch()
+    result = train.run(tiny.make_config(tmp_path / "photos", epochs=1), tmp_path / "run", console=QUIET)
+    assert {Path(name).name for name, _ in result["skipped"]["files"]} == {"broken.jpg", "empty.png"}
+    assert result["skipped"]["count"] == 2
+
+
+def test_one_logit(tmp_path):
+    folder = tiny.make_folder(tmp_path / "photos")
+    for image in (folder / "green").iterdir():
+        image.unlink()
+    (folder / "green").rmdir()
+    result = train.run(tiny.make_config(folder, loss__name="sigmoid", epochs=4), tmp_path / "run", console=QUIET)
+    assert np.load(tmp_path / "run" / "predictions.npz")["test_logits"].shape == (12, 1)
+    assert result["test"]["accuracy"] > 0.6
+
+
+def test_a_finished_run_serves_as_weights(finished, folder, tmp_path):
+    workdir, _, result = finished
+    config = tiny.make_config(folder, model__weights=str(workdir), transfer__train="head", epochs=1)
+    again = train.run(config, tmp_path / "run", console=QUIET)
+    theirs = saved_variables(workdir, result["best_step"])
+    ours = saved_variables(tmp_path / "run", again["best_step"])
+    same(ours["params"]["layer2_0"], theirs["params"]["layer2_0"])
+    assert (ours["params"]["fc"]["kernel"] != theirs["params"]["fc"]["kernel"]).any()
+    with pytest.raises(UserError, match=r"wrong shape|missing"):
+        train.run(
+            tiny.make_config(folder, model__weights=str(workdir), model__width=8), tmp_path / "two", console=QUIET
+        )
+
+
+def test_ctrl_c_saves_and_says_so(folder, tmp_path):
+    """The real command in its own process, the signal at a moment of its own."""
+    overrides = {
+        "data.source": f"folder:{folder}",
+        "data.split": "50/25/25",
+        "data.resize": 40,
+        "data.size": 32,
+        "model.weights": "None",
+        "model.width": 4,
+        "model.blocks": "(1,1)",
+        "transfer.train": "all",
+        "epochs": 10000,
+        "batch_size": 8,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "tljax.main",
+        "--config",
+        "configs/folder.py",
+        "--workdir",
+        str(tmp_path / "run"),
+        *(f"--config.{k}={v}" for k, v in overrides.items()),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "SIGINT: saved at step" in err
+    assert "Traceback" not in err
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.record(checkpoints.steps()[-1])["history"]
+    checkpoints.close()

@@ -1,0 +1,40 @@
+"""Small things that several tests train on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from configs import common
+
+CLASSES = ("blue", "green", "red")
+
+
+def make_folder(root: Path, *, per_class: int = 24, side: int = 40) -> Path:
+    """`root/CLASS/*.png`: noise with a tint of the class, easy but not trivial."""
+    rng = np.random.default_rng(0)
+    for c, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            image = rng.integers(0, 200, (side, side + 8, 3))
+            image[..., 2 - c] += rng.integers(20, 56)
+            Image.fromarray(image.astype(np.uint8)).save(root / name / f"{i:03}.png")
+    return root
+
+
+def make_config(folder: Path, **overrides: Any) -> Any:
+    """A run of seconds on a folder; overrides by dotted name, dots as double underscores."""
+    config = common.get_config()
+    settings = {
+        "data__source": f"folder:{folder}", "data__split": "50/25/25", "data__resize": 40, "data__size": 32,
+        "model__weights": "None", "model__width": 4, "model__blocks": (1, 1), "transfer__train": "all",
+        "epochs": 3, "batch_size": 8, "optimizer__lr": 3e-3,
+    } | overrides  # fmt: skip
+    for name, value in settings.items():
+        *path, last = name.split("__")
+        node = config
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return config
