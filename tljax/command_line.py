@@ -45,6 +45,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tu
         raise UserError(_unknown_field(path, others) or _broken(path, error)) from None
     finally:
         sys.argv = kept
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path} has no get_config() that returns a ConfigDict; start from configs/common.py")
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; a config is given as --config FILE, a value as --config.x.y=VALUE")
     return config, Path(path)

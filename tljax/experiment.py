@@ -20,7 +20,7 @@ from tljax.report import pictures
 from tljax.report.console import progress_bar
 from tljax.steps import Replicas, augmentation_keys, example_keys, make_train_step
 from tljax.transfer.initial import find_weights, initial_variables
-from tljax.transfer.optimizer import make_optimizer, make_schedule
+from tljax.transfer.optimizer import check_optimizer, make_optimizer, make_schedule
 from tljax.transfer.plan import Phase, Plan, make_phases, make_plan
 
 
@@ -137,6 +137,7 @@ def check(config: Any) -> None:
         raise UserError(f"data.resize={config.data.resize}, the side that images are kept at, is smaller than "
                         f"data.size={config.data.size}")  # fmt: skip
     augmentation(config)
+    check_optimizer(config.optimizer.name)
     make_schedule(config.schedule.name, steps=1)
     make_loss(config.loss.name, label_smoothing=config.loss.label_smoothing)
 

@@ -60,6 +60,12 @@ def scale_by_rate(rate: float | jax.Array) -> optax.GradientTransformationExtraA
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
+def check_optimizer(name: str) -> None:
+    """Raises UserError for an optimizer that does not exist."""
+    if name not in ("adam", "adamw", "sgd"):
+        raise UserError(f"optimizer.name={name!r} is not one of adam, adamw, sgd")
+
+
 def make_optimizer(
     plan: Plan, *, name: str, momentum: float = 0.9, clip: float = 0.0, decay_all: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -75,8 +81,7 @@ def make_optimizer(
       clip: the largest global norm of the gradient, over what trains; 0 for none.
       decay_all: weight decay on biases and batch norms too, as torch does unless told otherwise.
     """
-    if name not in ("adam", "adamw", "sgd"):
-        raise UserError(f"optimizer.name={name!r} is not one of adam, adamw, sgd")
+    check_optimizer(name)
 
     def chain(group: GroupPlan) -> optax.GradientTransformation:
         mask = None if decay_all else lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
