@@ -19,7 +19,7 @@ from tljax.models import Network, create_model, init_variables
 from tljax.report import pictures
 from tljax.report.console import progress_bar
 from tljax.steps import Replicas, augmentation_keys, example_keys, make_train_step
-from tljax.transfer.initial import find_weights, initial_variables
+from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded
 from tljax.transfer.optimizer import check_optimizer, make_optimizer, make_schedule
 from tljax.transfer.plan import Phase, Plan, make_phases, make_plan
 
@@ -154,7 +154,7 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
       The experiment and its initial variables.
 
     Raises:
-      UserError: for whatever the user can mend; what is wrong with the plan is said before images are decoded.
+      UserError: for whatever the user can mend; what is wrong with plan and weights is said before images are decoded.
     """
     m, t, d = config.model, config.transfer, config.data
     build: Callable[..., Network] = functools.partial(
@@ -163,8 +163,12 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
     phases = make_phases(t.phases, train=t.train, epochs=config.epochs, lr=config.optimizer.lr)
     weights = find_weights(m.weights, m.name)
     fresh = t.fresh if weights.path else "all"
-    sketch = build()
-    plans_of(sketch, jax.eval_shape(lambda: init_variables(sketch, jax.random.key(0))), config, phases, fresh)
+    sketch = build()  # shapes suffice to find what is wrong with plan and weights before any image is decoded
+    shapes = jax.eval_shape(lambda: init_variables(sketch, jax.random.key(0)))
+    plans_of(sketch, shapes, config, phases, fresh)
+    started = [group for group in sketch.groups if fresh == "all" or group in fresh.replace(" ", "").split(",")]
+    loaded = load_pretrained(weights, m.name)
+    merge_loaded(sketch, shapes, loaded, fresh=[*started, "head"], shapes_only=True)
 
     resize = d.resize or round(d.size * weights.resize / weights.crop)  # the same share of the picture at any size
     preprocessing = {
@@ -179,8 +183,8 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         console.print(f"skipped {len(data.skipped):,} files, such as {name!r}: {reason}", markup=False)
 
     model = build(num_classes=outputs(config.loss.name, len(data.source.classes)))
-    started = [group for group in model.groups if fresh == "all" or group in fresh.replace(" ", "").split(",")]
-    variables, origin = initial_variables(model, jax.random.key(config.seed), weights, arch=m.name, fresh=started)
+    variables = init_variables(model, jax.random.key(config.seed))
+    variables, origin = merge_loaded(model, variables, loaded, fresh=started)
     plans = plans_of(model, variables, config, phases, fresh)
     replicas = Replicas.here(config.accumulate)
     return Experiment(config, data, model, phases, plans, preprocessing, origin, replicas), variables

@@ -86,7 +86,7 @@ def inspect(workdir: Path, step: int | None = None) -> tuple[int, list[dict[str,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m tljax.inspect", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m tljax.inspect", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("workdir", type=Path, help="the folder of a run")
     parser.add_argument("--step", type=int, help="which checkpoint; the last one by default")
     parser.add_argument("--leaves", action="store_true", help="every array, too")

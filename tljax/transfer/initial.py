@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from tljax import workdir as folders
 from tljax.checkpoint import saved_variables
 from tljax.convert import pretrained
 from tljax.convert.weights_file import load_weights
 from tljax.errors import UserError
-from tljax.models import Network, init_variables
+from tljax.models import Network
 from tljax.transfer.merge import compare, merge_pretrained
 
 
@@ -53,36 +51,62 @@ def find_weights(text: str | None, arch: str) -> Weights:
     return Weights(path, prep.resize, prep.crop, tuple(prep.mean), tuple(prep.std))
 
 
-def initial_variables(
-    model: Network, key: jax.Array, weights: Weights, *, arch: str, fresh: Sequence[str]
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Pretrained variables, read.
+
+    Attributes:
+      variables: `{'params': ..., 'batch_stats': ...}`, or None for random weights.
+      source: what to call them in an error.
+      record: what a run writes down: file, hash, whatever the file says of itself.
+    """
+
+    variables: dict[str, Any] | None
+    source: str
+    record: dict[str, Any]
+
+
+def load_pretrained(weights: Weights, arch: str) -> Loaded:
+    """Reads what `find_weights` found.
+
+    Raises:
+      UserError: for a file that cannot be read, or is of another architecture.
+    """
+    if weights.path is None:
+        return Loaded(None, "random weights", {"source": None})
+    if weights.path.is_dir():
+        result = folders.read_result(weights.path) or {}
+        return Loaded(
+            saved_variables(weights.path, result["best_step"]), str(weights.path), {"source": str(weights.path)}
+        )
+    variables, metadata = load_weights(weights.path, arch)
+    return Loaded(variables, str(weights.path), {"source": weights.path.name, **metadata})
+
+
+def merge_loaded(
+    model: Network, init: dict[str, Any], loaded: Loaded, *, fresh: Sequence[str], shapes_only: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Random variables, with the pretrained ones in their places.
+    """Puts pretrained variables in the places of fresh ones.
 
     Args:
       model: the network.
-      key: draws what starts fresh.
-      weights: of `find_weights`.
-      arch: the network's name.
+      init: its variables, or their shapes.
+      loaded: of `load_pretrained`.
       fresh: groups that are not loaded.
+      shapes_only: only say whether it fits.
 
     Returns:
-      The variables, and a record of where they came from: file, hash, arrays by group.
+      The variables (`init` itself under `shapes_only`), and a record of where they came from.
 
     Raises:
       UserError: when the weights do not fit, one line with what is missing, unexpected and of another shape.
     """
-    init = init_variables(model, key)
-    if weights.path is None:
-        return init, {"source": None}
-    if weights.path.is_dir():
-        result = folders.read_result(weights.path) or {}
-        loaded = saved_variables(weights.path, result["best_step"])
-        record = {"source": str(weights.path)}
-    else:
-        loaded, metadata = load_weights(weights.path, arch)
-        record = {"source": weights.path.name, **metadata}
-    options: dict[str, Any] = dict(
-        fresh=fresh, group_of=model.group_of, unused_groups=[g for g in model.trunk if g not in model.groups]
-    )
-    merged = merge_pretrained(init, loaded, source=str(weights.path), **options)
-    return merged, {**record, **compare(init, loaded, **options).as_dict()}
+    if loaded.variables is None:
+        return init, loaded.record
+    cut = [group for group in model.trunk if group not in model.groups]
+    report = compare(init, loaded.variables, fresh=fresh, group_of=model.group_of, unused_groups=cut)
+    if not report.fits:
+        raise UserError(f"{loaded.source} does not fit the model: {report}")
+    if not shapes_only:
+        init = merge_pretrained(init, loaded.variables, fresh=fresh, group_of=model.group_of, unused_groups=cut)
+    return init, {**loaded.record, **report.as_dict()}
