@@ -148,3 +148,14 @@ def test_what_does_not_exist_is_named_with_what_does(call, words):
         create_model(**call)
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name,fan_in", [("resnet18", 64), ("squeezenet1_0", 512)])
+def test_a_fresh_head_is_torchs_new_layer(name, fan_in):
+    """U(-b, b), b = 1 / sqrt(fan_in), weight and bias: what replacing the last layer gives in PyTorch."""
+    variables = init_variables(small(name).clone(num_classes=500), jax.random.key(0))
+    head = variables["params"]["classifier_1" if "squeezenet" in name else "fc"]
+    for values in head.values():
+        bound = fan_in**-0.5
+        assert float(jnp.abs(values).max()) <= bound
+        assert float(values.std()) == pytest.approx(bound / 3**0.5, rel=0.05)

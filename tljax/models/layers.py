@@ -4,6 +4,7 @@ Whatever is chosen by shape or backend is chosen here, so that the model files r
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,9 +66,14 @@ class Pass:
         return self.bn.get(group, EVAL)
 
 
-def uniform_by_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """torch's default for `nn.Linear`: U(-b, b) with b = 1 / sqrt(fan_in)."""
-    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+def new_layer_init(fan_in: int) -> Any:
+    """torch's default for a new `nn.Linear` or `nn.Conv2d`, weight and bias alike: U(-b, b), b = 1 / sqrt(fan_in).
+
+    All heads use it: it is what replacing the last layer gives in PyTorch. torchvision's SqueezeNets start their own
+    last convolution from N(0, 0.01) instead, which a replaced one does not.
+    """
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's ResNets
@@ -82,6 +88,7 @@ def conv(
     padding: int = 0,
     use_bias: bool = False,
     kernel_init: Any = kaiming_normal_fan_out,
+    bias_init: Any = nn.initializers.zeros,
     dtype: Any = jnp.float32,
 ) -> nn.Conv:
     """A square convolution, NHWC, with torch's symmetric padding (`'SAME'` differs under strides)."""
@@ -92,6 +99,7 @@ def conv(
         [(padding, padding)] * 2,
         use_bias=use_bias,
         kernel_init=kernel_init,
+        bias_init=bias_init,
         dtype=dtype,
         param_dtype=parameter_dtype(dtype),
     )

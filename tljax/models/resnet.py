@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tljax.models.layers import BatchNorm, BatchNormMode, Pass, conv, max_pool, parameter_dtype, uniform_by_fan_in
+from tljax.models.layers import BatchNorm, BatchNormMode, Pass, conv, max_pool, new_layer_init, parameter_dtype
 from tljax.models.network import Network
 
 
@@ -89,7 +89,11 @@ class ResNet(Network):
             )
             channels = out
         self.fc = nn.Dense(
-            self.num_classes, kernel_init=uniform_by_fan_in, dtype=self.dtype, param_dtype=parameter_dtype(self.dtype)
+            self.num_classes,
+            kernel_init=new_layer_init(channels),
+            bias_init=new_layer_init(channels),
+            dtype=self.dtype,
+            param_dtype=parameter_dtype(self.dtype),
         )
 
     def run_stem(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tljax.models.layers import Pass, conv, dropout, kaiming_uniform_fan_in, max_pool, parameter_dtype
+from tljax.models.layers import Pass, conv, dropout, kaiming_uniform_fan_in, max_pool, new_layer_init, parameter_dtype
 from tljax.models.network import Network
 
 # Fire modules by their index in torchvision's `features`, and the index of the pooling that follows, if any.
@@ -64,11 +64,14 @@ class SqueezeNet(Network):
         features: dict[str, nn.Module] = {
             "0": conv(width, kernel, stride=2, padding=padding, kernel_init=kaiming_uniform_fan_in, **kwargs)
         }
+        channels = width
         for group in self.groups[1:-1]:
             i = int(group[4:])
             features[str(FIRES[self.version][i])] = Fire(SQUEEZE[i], self.dtype)
+            channels = 8 * SQUEEZE[i]
         self.features = features
-        self.classifier = {"1": conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.01), **kwargs)}
+        init = new_layer_init(channels)
+        self.classifier = {"1": conv(self.num_classes, 1, kernel_init=init, bias_init=init, **kwargs)}
 
     def run_stem(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
         del forward, group
