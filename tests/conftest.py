@@ -30,6 +30,20 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def torchvision():
+    """The peer, without its compiled operators, which its models and transforms do not need."""
+    torch = pytest.importorskip("torch")
+    register = torch.library.register_fake
+    torch.library.register_fake = lambda op, *a, **k: (
+        (lambda f: f) if isinstance(op, str) and op.startswith("torchvision::") else register(op, *a, **k)
+    )
+    try:
+        return pytest.importorskip("torchvision")
+    finally:
+        torch.library.register_fake = register
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test."""

@@ -183,6 +183,24 @@ def test_a_run_that_cannot_begin_leaves_no_folder(folder, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_overwriting_by_a_run_that_cannot_begin_loses_nothing(finished, folder):
+    workdir, _, _ = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="nowhere"):
+        train.run(tiny.make_config(folder, data__source="folder:nowhere"), workdir, overwrite=True, console=QUIET)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_images_that_outgrow_the_memory_lie_in_the_folder_and_are_found_again(folder, tmp_path, monkeypatch):
+    config = tiny.make_config(folder, data__memory_gb=1e-7)
+    interrupted_after(config, tmp_path / "run", 3, monkeypatch)
+    spilled = tmp_path / "run" / "pixels.u8"
+    before = spilled.stat().st_mtime_ns
+    again = train.run(config, tmp_path / "run", console=QUIET)
+    assert spilled.stat().st_mtime_ns == before
+    assert again["history"] == train.run(tiny.make_config(folder), tmp_path / "whole", console=QUIET)["history"]
+
+
 def test_a_folder_with_train_and_val_has_no_test_numbers(tmp_path):
     for split in ("train", "val"):
         tiny.make_folder(tmp_path / "photos" / split, per_class=8)

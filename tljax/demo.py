@@ -33,6 +33,7 @@ def run(config: Any, workdir: Path, *, overwrite: bool = False, console: Console
       `result.json` of the demo: one row per way, with accuracy, interval, trained parameters and seconds.
     """
     console = console or console_lib.make_console()
+    folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
     folders.claim(workdir, config.to_dict(), overwrite=overwrite)
     source = _variant(config, source="shapes:source", train="all", weights=None)
     source.epochs, source.optimizer.lr = config.demo.source_epochs, config.demo.source_lr

@@ -52,13 +52,13 @@ def run(config: Any, workdir: Path, *, overwrite: bool = False, console: Console
     first = jax.process_index() == 0
     console = console or console_lib.make_console(quiet=not first)
     check(config)
-    folders.claim(workdir, config.to_dict(), overwrite=overwrite, writer=first)
-    with folders.unclaimed_on_error(workdir, writer=first):
-        experiment, variables = prepare(config, workdir, console)
+    folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
+    experiment, variables = prepare(config, workdir, console)
     for phase, plan in zip(experiment.phases, experiment.plans, strict=True):
         title = f"Plan of epochs {phase.first + 1} to {phase.last}" if len(experiment.phases) > 1 else "Plan"
         console_lib.print_table(console, title, plan.table())
-    if first:
+    if first:  # only now: a run that cannot begin leaves nothing behind, and throws nothing away
+        folders.claim(workdir, config.to_dict(), overwrite=overwrite)
         experiment.save_augmented(workdir / "augmented.png")
     checkpoints = Checkpoints(workdir)
     writer = console_lib.make_writer(workdir, console, first=first)
@@ -90,12 +90,13 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.sums = dict.fromkeys(SUMS, 0.0)  # of the epoch so far
         self.began, self.earlier_seconds = began, 0.0
-        self.trained, self.training_seconds = 0, 0.0  # examples and seconds of this sitting, without compilations
+        self.trained, self.training_seconds = 0, 0.0  # examples, and seconds without compilations
         steps = checkpoints.steps()
         if steps:
             record = checkpoints.record(steps[-1])
             self.phase, self.history, self.sums = record["phase"], record["history"], record["sums"]
             self.earlier_seconds = record["seconds"]
+            self.trained, self.training_seconds = record["trained"], record["training_seconds"]
             console.print(f"going on from step {steps[-1]:,} of {self.last_step:,}")
         opt_state = experiment.optimizer(self.phase).init(variables["params"])
         state = TrainState(
@@ -203,7 +204,14 @@ class Trainer:
         return f"{self.trained / self.training_seconds:,.0f} images/s" if self.training_seconds else ""
 
     def save(self, *, accuracy: float | None) -> None:
-        record = {"phase": self.phase, "history": self.history, "sums": self.sums, "seconds": self.seconds}
+        record = {
+            "phase": self.phase,
+            "history": self.history,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "trained": self.trained,
+            "training_seconds": self.training_seconds,
+        }
         self.checkpoints.save(self.one_replica(), record, accuracy=accuracy)
 
     def close_epoch(self, epoch: int, lr: float) -> dict[str, Any]:

@@ -1,18 +1,17 @@
 """The folder of a run: whose it is, what lies in it, and how files get there whole."""
 
-import contextlib
 import csv
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tljax.errors import UserError
 
-CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.csv"
+CONFIG, RESULT, METRICS, SPILL = "config.json", "result.json", "metrics.csv", "pixels.u8"
 FREE = ("data.workers", "data.memory_gb")  # fields that change how fast a run is, not what it computes
 
 
@@ -51,46 +50,42 @@ def read_config(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{workdir / CONFIG} is damaged: {error}") from None
 
 
-def claim(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False, writer: bool = True) -> None:
-    """Makes the folder this run's, or finds that it is already.
+def check_free(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Looks whether a run may start, or go on, in a folder; touches nothing.
 
     Args:
-      workdir: created when missing.
+      workdir: may be missing.
       config: the whole config, as plain values.
-      overwrite: throw away the run that is there.
-      writer: False for the processes of a run that only look.
+      overwrite: whether another run there may be thrown away.
 
     Raises:
       UserError: when the folder holds a finished run, a run of another config, or something else.
     """
-    if overwrite and writer and (workdir / CONFIG).exists():
-        shutil.rmtree(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a folder")
     if (workdir / CONFIG).exists():
         if not overwrite:
             _same_run(workdir, config)
-    elif any(workdir.iterdir()):
+    elif workdir.exists() and {path.name for path in workdir.iterdir()} - {SPILL}:
         raise UserError(f"--workdir={workdir} has files in it but no run; give an empty folder or a new name")
-    if writer and not (workdir / CONFIG).exists():
-        try:
-            write_json(workdir / CONFIG, config)
-        except OSError as error:
-            raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}") from None
 
 
-@contextlib.contextmanager
-def unclaimed_on_error(workdir: Path, *, writer: bool = True) -> Iterator[None]:
-    """A run that never began leaves no folder in which the mended config would be refused."""
+def claim(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Makes a folder that `check_free` has passed this run's; another run in it is thrown away under `overwrite`.
+
+    Raises:
+      UserError: when the folder cannot be made or written to.
+    """
     try:
-        yield
-    except BaseException:
-        if writer and {path.name for path in workdir.iterdir()} <= {CONFIG}:
-            (workdir / CONFIG).unlink(missing_ok=True)
-            workdir.rmdir()
-        raise
+        workdir.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for path in workdir.iterdir():
+                if path.name != SPILL:  # decoded images carry a key of their own
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not (workdir / CONFIG).exists():
+            write_json(workdir / CONFIG, config)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror or error}") from None
 
 
 def _same_run(workdir: Path, config: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """torchvision's names and ours, and files of both kinds."""
 
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,28 +134,14 @@ def test_names_are_those_of_the_reference(shared, arch):
 
 @pytest.mark.peer
 @pytest.mark.parametrize("arch", MODELS)
-def test_names_and_shapes_are_torchvisions(arch):
-    models = torchvision().models
+def test_names_and_shapes_are_torchvisions(arch, torchvision):
+    models = torchvision.models
     wanted = {
         k: tuple(v.shape)
         for k, v in getattr(models, arch)().state_dict().items()
         if not k.endswith("num_batches_tracked")
     }
     assert names_of(arch) == wanted
-
-
-def torchvision() -> Any:
-    """torchvision without its compiled operators, which its models do not need."""
-    torch = pytest.importorskip("torch")
-    register = torch.library.register_fake
-    if "torchvision" not in sys.modules:
-        torch.library.register_fake = lambda op, *a, **k: (
-            (lambda f: f) if isinstance(op, str) and op.startswith("torchvision::") else register(op, *a, **k)
-        )
-    try:
-        return pytest.importorskip("torchvision")
-    finally:
-        torch.library.register_fake = register
 
 
 @pytest.mark.parametrize("arch", MODELS)

@@ -245,14 +245,8 @@ def test_hash_of_a_missing_file(tmp_path):
 
 
 @pytest.mark.peer
-def test_tables_are_torchvisions():
-    torch = pytest.importorskip("torch")
-    if "torchvision" not in sys.modules:  # its models do not need its compiled operators
-        register = torch.library.register_fake
-        torch.library.register_fake = lambda op, *a, **k: (
-            (lambda f: f) if isinstance(op, str) and op.startswith("torchvision::") else register(op, *a, **k)
-        )
-    models = pytest.importorskip("torchvision").models
+def test_tables_are_torchvisions(torchvision):
+    models = torchvision.models
     archs = [arch for arch in FILES["imagenet"] if arch != "net"]
     for weights, entry in (("imagenet", "IMAGENET1K_V1"), ("imagenet-v2", "IMAGENET1K_V2")):
         for arch in archs:

@@ -260,8 +260,8 @@ def test_evaluation_pixels_are_torchvisions_on_50_real_images(shared):
 
 @pytest.mark.peer
 @pytest.mark.real_data
-def test_evaluation_pixels_equal_torchvision_itself(shared):
-    transforms = pytest.importorskip("torchvision.transforms")
+def test_evaluation_pixels_equal_torchvision_itself(shared, torchvision):
+    transforms = torchvision.transforms
     chain = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
     for file in sorted((shared / "data" / "oxford_pets_3breeds" / "images").glob("*_1[0-9].jpg")):
         ours = centre_crop(decode(file.read_bytes(), short_side=256), 224)

@@ -15,8 +15,7 @@ from tljax.data.shapes import open_shapes
 from tljax.data.source import Source
 from tljax.data.splits import make_splits
 from tljax.errors import UserError
-
-SPILL = "pixels.u8"
+from tljax.workdir import SPILL
 
 
 @dataclasses.dataclass(frozen=True)
