@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.source = "shapes:target"  # folder:PATH, pets:PATH, tfds:NAME, shapes:TASK
     data.label = ""  # pets: breed, species; folder: folder, regex:PATTERN; tfds: a label feature. Empty: the usual one
-    data.split = "official"  # official, TRAIN/VAL/TEST or TRAIN/VAL in percent, kfold:K:I
+    data.split = "official"  # official, TRAIN/VAL/TEST or TRAIN/VAL in percent, kfold:K:I; auto: official or 70/20/10
     data.val = 0.2  # share of train that becomes validation where the split has none
     data.per_class = 0  # train on so many images per class; 0 for all
     data.stratify = True  # every split has each class in proportion

@@ -2,7 +2,7 @@
 
     python -m tljax.main --config configs/folder.py --config.data.source=folder:PATH
 
-Trains the head of an ImageNet ResNet-18, 70/20/10; say --config.data.split=official if the folder is split already.
+Trains the head of an ImageNet ResNet-18; 70/20/10, unless the folder is split already.
 """
 
 from configs import common
@@ -11,5 +11,5 @@ from configs import common
 def get_config():
     config = common.get_config()
     config.data.source = "folder:photos"
-    config.data.split = "70/20/10"
+    config.data.split = "auto"
     return config

@@ -53,7 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
     status, out, err = run(capsys, *args)
     assert status == 2
     assert not out
-    assert err.startswith("error: ")
+    assert err.startswith("tljax: ")
     assert err.count("\n") == 1
     return err
 
@@ -91,12 +91,12 @@ def test_nothing_is_overwritten_unasked(capsys, tmp_path, torch_file):
 def test_wrong_input(capsys, tmp_path, torch_file):
     out, ours = tmp_path / "out", tmp_path / "ours"
     assert "there are resnet18" in refused(capsys, "resnet19", torch_file, out)
-    assert "holds squeezenet1_1, the config asks for resnet18" in refused(capsys, "resnet18", torch_file, out)
+    assert "holds squeezenet1_1, but resnet18 was asked for" in refused(capsys, "resnet18", torch_file, out)
     assert "does not exist" in refused(capsys, "resnet18", tmp_path / "absent.pth", out)
     assert "nothing to do" in refused(capsys, "squeezenet1_1", torch_file, out, "--back")
     assert run(capsys, "squeezenet1_1", torch_file, ours)[0] == 0
     assert "already a file of tljax" in refused(capsys, "squeezenet1_1", ours, out)
-    assert "asks for squeezenet1_0" in refused(capsys, "squeezenet1_0", ours, out, "--back")
+    assert "but squeezenet1_0 was asked for" in refused(capsys, "squeezenet1_0", ours, out, "--back")
     named = tmp_path / "squeezenet1_1-deadbeef.pth"
     named.write_bytes(torch_file.read_bytes())
     assert "its name says deadbeef" in refused(capsys, "squeezenet1_1", named, out)
@@ -138,7 +138,7 @@ def test_as_a_command(tmp_path, torch_file):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("tljax: ")
 
 
 @pytest.mark.real_data

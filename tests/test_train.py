@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests import tiny
 from tljax import inspect, train
+from tljax import workdir as folders
 from tljax.checkpoint import Checkpoints, saved_steps, saved_variables
 from tljax.errors import UserError
 from tljax.interrupt import Interrupted
@@ -137,11 +138,59 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(finished, tmp_pat
         same(saved_variables(tmp_path / "run", step), saved_variables(workdir, step))
 
 
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(finished, tmp_path, monkeypatch, capsys):
+    _, config, result = finished
+    interrupted_after(config, tmp_path / "run", 12, monkeypatch)
+    for file in (tmp_path / "run" / "checkpoints" / "12" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    again = train.run(config, tmp_path / "run")
+    assert "the checkpoint of step 12 cannot be read" in capsys.readouterr().out
+    assert again["history"] == result["history"]
+
+
+def test_images_that_changed_since_the_run_began_are_refused(tmp_path, monkeypatch):
+    photos = tiny.make_folder(tmp_path / "photos")
+    config = tiny.make_config(photos)
+    interrupted_after(config, tmp_path / "run", 3, monkeypatch)
+    next((photos / "red").iterdir()).unlink()
+    with pytest.raises(UserError, match="have changed since this run began"):
+        train.run(config, tmp_path / "run", console=QUIET)
+    assert saved_steps(tmp_path / "run") == [3]
+
+
+def test_a_folder_in_use_is_refused(folder, tmp_path):
+    with (
+        folders.locked(tmp_path / "run"),
+        pytest.raises(UserError, match="in use by another run"),
+    ):
+        train.run(tiny.make_config(folder, epochs=1), tmp_path / "run", console=QUIET)
+
+
+def test_somebody_elses_config_is_not_overwritten(folder, tmp_path):
+    (tmp_path / "config.json").write_text('{"hidden_size": 768}')
+    with pytest.raises(UserError, match="not the config of a run"):
+        train.run(tiny.make_config(folder), tmp_path, overwrite=True, console=QUIET)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_batch_larger_than_the_data_is_the_data(folder, tmp_path):
+    result = train.run(tiny.make_config(folder, batch_size=500, epochs=2), tmp_path / "run", console=QUIET)
+    assert [row["step"] for row in result["history"]] == [1, 2]
+    assert result["train"]["images_per_second"] > 0
+
+
+def test_the_rate_of_an_epoch_is_what_the_schedule_made_of_it(folder, tmp_path):
+    overrides = {"schedule__name": "step", "schedule__step_epochs": 1.0, "optimizer__lr": 0.5}
+    result = train.run(tiny.make_config(folder, **overrides), tmp_path / "run", console=QUIET)
+    assert [row["lr"] for row in result["history"]] == pytest.approx([0.5, 0.05, 0.005])
+
+
 def test_phases_carry_moments_and_resume_between(folder, tmp_path, monkeypatch):
     phases = {"transfer__phases": "layer2,head@1; all@2@1e-4", "transfer__allow_fresh_frozen": True}
     config = tiny.make_config(folder, **phases)
     whole = train.run(config, tmp_path / "whole", console=QUIET)
-    assert [row["lr"] for row in whole["history"]] == [3e-3, 1e-4, 1e-4]
+    assert [row["lr"] for row in whole["history"]] == pytest.approx([3e-3, 1e-4, 1e-4])
     interrupted_after(config, tmp_path / "cut", 5, monkeypatch)  # at the end of the first phase
     assert train.run(config, tmp_path / "cut", console=QUIET)["history"] == whole["history"]
     fresh = train.run(tiny.make_config(folder, **phases, transfer__moments="fresh"), tmp_path / "fresh", console=QUIET)

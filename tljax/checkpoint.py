@@ -1,7 +1,7 @@
 """Checkpoints of a run, by Orbax: written in the background, the last ones and the best kept."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,38 @@ class Checkpoints:
             metrics={} if accuracy is None else {"accuracy": accuracy},
             force=True,
         )
+
+    def newest(
+        self, like: Callable[[dict[str, Any]], TrainState], tell: Callable[[str], None]
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, and its record; None where there is none at all.
+
+        Newer ones, which are damaged, are removed once an older one has been read, so that they are written again.
+
+        Args:
+          like: a record -> a state of the structure that was saved with it.
+          tell: is given a line for each checkpoint that cannot be read.
+
+        Raises:
+          UserError: when there are checkpoints and none can be read; then all are left as they are.
+        """
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
+            try:
+                record = self.record(step)
+                found = self.state(step, like(record)), record
+            except UserError:
+                raise
+            except Exception as error:  # whatever Orbax, TensorStore or JSON make of a damaged file
+                tell(f"the checkpoint of step {step} cannot be read: {' '.join(str(error).split())[:160]}")
+                damaged.append(step)
+                continue
+            for bad in damaged:
+                self._manager.delete(bad)
+            return found
+        if damaged:
+            raise UserError("no checkpoint of this run can be read; give --overwrite to begin again")
+        return None
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())

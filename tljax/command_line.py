@@ -1,11 +1,13 @@
 """Command lines with a config: `--config FILE --config.x.y=VALUE`, and one line for whatever is wrong with them."""
 
+import argparse
 import difflib
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -38,7 +40,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tu
         rest = values(argv)
         config = values.config
     except flags.Error as error:
-        raise UserError(one_line(error)) from None
+        raise UserError(_wrong_value(path, str(error)) or one_line(error)) from None
     except UserError:
         raise
     except Exception as error:  # an unknown field, or whatever somebody's config file raises
@@ -58,10 +60,10 @@ def _take_config(args: Sequence[str]) -> tuple[str, list[str]]:
     for arg in args:
         if wanted:
             path, wanted = arg, False
-        elif arg == "--config":
-            wanted = True
-        elif arg.startswith("--config="):
-            path = arg.partition("=")[2]
+        elif arg.partition("=")[0] == "--config":
+            if path:
+                raise UserError("--config is given twice; one run has one config")
+            path, wanted = arg.partition("=")[2], "=" not in arg
         else:
             others.append(arg)
     if wanted:
@@ -108,9 +110,31 @@ def _unknown_field(path: str, args: Sequence[str]) -> str:
     return ""
 
 
+def _wrong_value(path: str, message: str) -> str:
+    """Says what would fit where a value does not; empty if the message is about something else."""
+    found = re.match(r"flag --(config\.[\w.]+)=(.*?): ", message, re.DOTALL)
+    if not found:
+        return ""
+    node: Any = load_config(path)
+    for part in found[1].split(".")[1:]:
+        node = node[part]
+    if isinstance(node, ConfigDict):
+        wanted = f"it has fields of its own: {', '.join(sorted(node))}"
+    else:
+        wanted = f"it takes a value such as {node!r}" if node is not None else "it takes a value of another type"
+    return f"--{found[1]}={one_line(found[2])} does not fit; {wanted}"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, as those of all our commands."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"tljax: {message}; see {self.prog} --help\n")
+
+
 def _broken(path: str, error: Exception) -> str:
     return f"--config={path} does not work: {type(error).__name__}: {one_line(error)}"
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())

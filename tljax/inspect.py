@@ -6,7 +6,6 @@ Shows, per group, parameters, statistics and optimizer moments with their sizes;
 With --leaves, every array by its path, with shape and type.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from absl import logging
 
 from tljax import workdir as folders
 from tljax.checkpoint import saved_steps, saved_tree
+from tljax.command_line import OneLineParser, one_line
 from tljax.errors import UserError
 from tljax.models import create_model
 from tljax.report.console import make_console, print_table
@@ -86,7 +86,7 @@ def inspect(workdir: Path, step: int | None = None) -> tuple[int, list[dict[str,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m tljax.inspect", description=(__doc__ or "").partition("\n")[0])
+    parser = OneLineParser("python -m tljax.inspect", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("workdir", type=Path, help="the folder of a run")
     parser.add_argument("--step", type=int, help="which checkpoint; the last one by default")
     parser.add_argument("--leaves", action="store_true", help="every array, too")
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         step, rows, arrays = inspect(args.workdir, args.step)
     except UserError as error:
-        print(f"tljax: {error}", file=sys.stderr)
+        print(f"tljax: {one_line(error)}", file=sys.stderr)
         return 2
     console = make_console()
     steps = ", ".join(map(str, saved_steps(args.workdir)))

@@ -1,6 +1,7 @@
 """One run, from a config to a folder with an honest test accuracy in it."""
 
 import contextlib
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from rich.console import Console
 from tljax import workdir as folders
 from tljax.checkpoint import Checkpoints, saved_variables
 from tljax.data.batches import eval_batches, prefetch, train_batches
+from tljax.errors import UserError
 from tljax.experiment import Experiment, check, prepare
 from tljax.interrupt import Interrupted, listen
 from tljax.losses import Score, score
@@ -57,19 +59,54 @@ def run(config: Any, workdir: Path, *, overwrite: bool = False, console: Console
     for phase, plan in zip(experiment.phases, experiment.plans, strict=True):
         title = f"Plan of epochs {phase.first + 1} to {phase.last}" if len(experiment.phases) > 1 else "Plan"
         console_lib.print_table(console, title, plan.table())
-    if first:  # only now: a run that cannot begin leaves nothing behind, and throws nothing away
-        folders.claim(workdir, config.to_dict(), overwrite=overwrite)
-        experiment.save_augmented(workdir / "augmented.png")
-    checkpoints = Checkpoints(workdir)
-    writer = console_lib.make_writer(workdir, console, first=first)
-    try:
+    with contextlib.ExitStack() as stack:
+        if first:  # only now: a run that cannot begin leaves nothing behind, and throws nothing away
+            stack.enter_context(folders.locked(workdir))
+            folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
+            folders.claim(workdir, config.to_dict(), overwrite=overwrite)
+            experiment.save_augmented(workdir / "augmented.png")
+        checkpoints = Checkpoints(workdir)
+        stack.callback(checkpoints.close)
+        writer = console_lib.make_writer(workdir, console, first=first)
+        stack.callback(writer.close)
         trainer = Trainer(experiment, variables, checkpoints, console, began)
         with listen() as caught:
             trainer.train(workdir, writer, caught)
         return finish(trainer, workdir)
-    finally:
-        checkpoints.close()
-        writer.close()
+
+
+@dataclasses.dataclass
+class Clock:
+    """Images per second of training. The first step of a program, which compiles it, counts only if there is no other.
+
+    Attributes:
+      warm: whether the program at hand has run.
+      images, seconds: of all other steps.
+      cold_images, cold_seconds: of first steps.
+    """
+
+    warm: bool = False
+    images: int = 0
+    seconds: float = 0.0
+    cold_images: int = 0
+    cold_seconds: float = 0.0
+
+    def add(self, images: int, seconds: float) -> None:
+        if self.warm:
+            self.images, self.seconds = self.images + images, self.seconds + seconds
+        else:
+            self.cold_images, self.cold_seconds, self.warm = (
+                self.cold_images + images, self.cold_seconds + seconds, True
+            )  # fmt: skip
+
+    @property
+    def rate(self) -> float | None:
+        images, seconds = (self.images, self.seconds) if self.images else (self.cold_images, self.cold_seconds)
+        return images / seconds if seconds else None
+
+    @property
+    def words(self) -> str:
+        return f"{self.rate:,.0f} images/s" if self.rate else ""
 
 
 class Trainer:
@@ -90,22 +127,30 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.sums = dict.fromkeys(SUMS, 0.0)  # of the epoch so far
         self.began, self.earlier_seconds = began, 0.0
-        self.trained, self.training_seconds = 0, 0.0  # examples, and seconds without compilations
-        steps = checkpoints.steps()
-        if steps:
-            record = checkpoints.record(steps[-1])
+        self.clock = Clock()
+        found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
+        if found is None:
+            state = self.like(variables)({"phase": 0})
+        else:
+            state, record = found
+            if record["data"] != experiment.data.fingerprint:
+                raise UserError(
+                    f"the images of {experiment.data.source.spec}, or their split, have changed since this run began: "
+                    f"it may have trained on what it would test on; give another --workdir, or --overwrite"
+                )
             self.phase, self.history, self.sums = record["phase"], record["history"], record["sums"]
-            self.earlier_seconds = record["seconds"]
-            self.trained, self.training_seconds = record["trained"], record["training_seconds"]
-            console.print(f"going on from step {steps[-1]:,} of {self.last_step:,}")
-        opt_state = experiment.optimizer(self.phase).init(variables["params"])
-        state = TrainState(
+            self.earlier_seconds, self.clock = record["seconds"], Clock(**record["clock"])
+            console.print(f"going on from step {state.step:,} of {self.last_step:,}")
+        self.state = jax_utils.replicate(state)
+
+    def like(self, variables: dict[str, Any]) -> Callable[[dict[str, Any]], TrainState]:
+        """A record -> a state at the beginning, with the optimizer of the phase that was saved."""
+        return lambda record: TrainState(
             step=np.zeros((), np.int32),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
-            opt_state=opt_state,
+            opt_state=self.x.optimizer(record["phase"]).init(variables["params"]),
         )
-        self.state = jax_utils.replicate(checkpoints.state(steps[-1], state) if steps else state)
 
     @property
     def step(self) -> int:
@@ -132,11 +177,12 @@ class Trainer:
             if number != self.phase:
                 self.enter(number)
             train_step = parallel_train_step(self.x.train_step(number))
+            self.clock.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
                 if not self.train_epoch(train_step, epoch, caught):
                     self.save(accuracy=None)
                     break
-                row = self.close_epoch(epoch, phase.lr)
+                row = self.close_epoch(epoch)
                 self.save(accuracy=row["val_accuracy"])
                 self.log(row, workdir, writer)
                 if caught:
@@ -162,25 +208,23 @@ class Trainer:
                 data.pixels,
                 data.source.labels,
                 data.splits["train"],
-                batch_size=config.batch_size,
+                batch_size=x.batch_size,
                 seed=config.seed,
                 epoch=epoch,
                 start=done,
-                rows=x.replicas.rows(config.batch_size),
+                rows=x.replicas.rows(x.batch_size),
             )
         )
-        clock: float | None = None  # runs from the end of the first step on, which may compile
+        last = time.perf_counter()
 
         def settle(metrics: Any) -> None:
-            nonlocal clock
+            nonlocal last
             sums = jax.device_get(jax_utils.unreplicate(metrics))
             for name in SUMS:
                 self.sums[name] += float(sums[name])
             now = time.perf_counter()
-            if clock is not None:
-                self.trained += int(sums["seen"])
-                self.training_seconds += now - clock
-            clock = now
+            self.clock.add(int(sums["seen"]), now - last)
+            last = now
 
         title = f"epoch {epoch + 1}/{config.epochs}"
         with console_lib.progress_bar(self.console, title) as advance, contextlib.closing(batches):
@@ -190,7 +234,7 @@ class Trainer:
                 for batch in batches:
                     self.state, metrics = train_step(self.state, x.replicas.shard(batch, epoch=epoch), self.key)
                     done += 1
-                    advance(done, of, self.rate())
+                    advance(done, of, self.clock.words)
                     yield metrics
                     if caught and done < of:
                         return
@@ -199,28 +243,24 @@ class Trainer:
                 settle(metrics)
         return done == of
 
-    def rate(self) -> str:
-        """Images per second, in words; empty until there is one."""
-        return f"{self.trained / self.training_seconds:,.0f} images/s" if self.training_seconds else ""
-
     def save(self, *, accuracy: float | None) -> None:
         record = {
             "phase": self.phase,
             "history": self.history,
             "sums": self.sums,
             "seconds": self.seconds,
-            "trained": self.trained,
-            "training_seconds": self.training_seconds,
+            "clock": dataclasses.asdict(self.clock),
+            "data": self.x.data.fingerprint,
         }
         self.checkpoints.save(self.one_replica(), record, accuracy=accuracy)
 
-    def close_epoch(self, epoch: int, lr: float) -> dict[str, Any]:
+    def close_epoch(self, epoch: int) -> dict[str, Any]:
         """Validates, and adds the epoch's line to the history."""
         val = self.score("val") if "val" in self.x.data.splits else None
         row = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * self.x.steps_per_epoch,
-            "lr": lr,
+            "lr": self.x.rate((epoch + 1) * self.x.steps_per_epoch - 1, self.phase),
             "train_loss": self.sums["loss"] / self.sums["seen"],
             "train_accuracy": self.sums["correct"] / self.sums["seen"],
             "val_loss": val and val.loss,
@@ -238,7 +278,7 @@ class Trainer:
         if row["val_accuracy"] is not None:
             counts = f"({row['val_correct']} of {row['val_seen']})"
             parts.append(f"validation loss {row['val_loss']:.4f} {row['val_accuracy']:6.1%} {counts}")
-        self.console.print("   ".join([*parts, self.rate()]))
+        self.console.print("   ".join([*parts, self.clock.words]))
         if jax.process_index() == 0:
             folders.write_csv(workdir / folders.METRICS, self.history)
         scalars = {k: v for k, v in row.items() if v is not None and k not in ("epoch", "step")}
@@ -247,7 +287,8 @@ class Trainer:
 
     def logits(self, split: str) -> np.ndarray:
         """Logits `[N, outputs]` of every image of a split, in its order, with the statistics that training left."""
-        x, data, size = self.x, self.x.data, self.x.config.batch_size
+        x, data = self.x, self.x.data
+        size = min(x.config.batch_size, len(data.splits[split]))
         batches = eval_batches(
             data.pixels,
             data.source.labels,
@@ -300,7 +341,7 @@ def finish(trainer: Trainer, workdir: Path) -> dict[str, Any]:
     result |= {
         "best_step": best["step"],
         "train": {
-            "images_per_second": trainer.trained / trainer.training_seconds if trainer.training_seconds else None,
+            "images_per_second": trainer.clock.rate,
             "images": len(x.data.splits["train"]),
             "trainable_parameters": x.plans[-1].trainable,
         },
@@ -309,7 +350,7 @@ def finish(trainer: Trainer, workdir: Path) -> dict[str, Any]:
         "classes": list(x.data.source.classes),
         "preprocessing": x.preprocessing,
         "weights": x.origin,
-        "plan": [plan.table() for plan in x.plans],
+        "plan": [plan.as_rows() for plan in x.plans],
         "history": history,
         "config": x.config.to_dict(),
         "versions": provenance.versions(),

@@ -1,17 +1,24 @@
 """The folder of a run: whose it is, what lies in it, and how files get there whole."""
 
+import contextlib
 import csv
 import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tljax.errors import UserError
 
-CONFIG, RESULT, METRICS, SPILL = "config.json", "result.json", "metrics.csv", "pixels.u8"
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are then not noticed
+    fcntl = None
+
+CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.csv"
+SPILL, LOCK = "pixels.u8", ".lock"
 FREE = ("data.workers", "data.memory_gb")  # fields that change how fast a run is, not what it computes
 
 
@@ -36,18 +43,50 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_result(workdir: Path) -> dict[str, Any] | None:
     """What a finished run found; None for one that is not finished."""
-    path = workdir / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read(workdir / RESULT) if (workdir / RESULT).exists() else None
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
     """The config of the run in `workdir`. Raises UserError where there is none."""
+    if not (workdir / CONFIG).is_file():
+        raise UserError(f"{workdir} is not the folder of a run: it has no {CONFIG}")
+    config = _read(workdir / CONFIG)
+    if not all(isinstance(config.get(part), dict) for part in ("data", "model", "transfer", "optimizer")):
+        raise UserError(f"{workdir / CONFIG} is not the config of a run of tljax")
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((workdir / CONFIG).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{workdir} is not the folder of a run: it has no {CONFIG}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{workdir / CONFIG} is damaged: {error}") from None
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it is no JSON object")
+    return value
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds a run's folder for this process.
+
+    Raises:
+      UserError: when another process holds it, or the folder cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror or error}") from None
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"--workdir={workdir} is in use by another run; wait for it, or give another folder"
+                ) from None
+        yield
 
 
 def check_free(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -64,9 +103,10 @@ def check_free(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = Fa
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a folder")
     if (workdir / CONFIG).exists():
+        read_config(workdir)  # somebody else's config.json is not ours to throw away
         if not overwrite:
             _same_run(workdir, config)
-    elif workdir.exists() and {path.name for path in workdir.iterdir()} - {SPILL}:
+    elif workdir.exists() and {path.name for path in workdir.iterdir()} - {SPILL, LOCK}:
         raise UserError(f"--workdir={workdir} has files in it but no run; give an empty folder or a new name")
 
 
@@ -80,7 +120,7 @@ def claim(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False) 
         workdir.mkdir(parents=True, exist_ok=True)
         if overwrite:
             for path in workdir.iterdir():
-                if path.name != SPILL:  # decoded images carry a key of their own
+                if path.name not in (SPILL, LOCK):  # decoded images carry a key of their own
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if not (workdir / CONFIG).exists():
             write_json(workdir / CONFIG, config)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tljax.command_line import OneLineParser, one_line
 from tljax.convert.names import flatten, to_torch
 from tljax.convert.pretrained import check_hash
 from tljax.convert.weights_file import load_weights, save_weights, sha256_of, write_safetensors
@@ -85,7 +86,7 @@ def classes_of(variables: dict[str, Any]) -> int | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after one line that says what is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arch", metavar="ARCH", help=", ".join(MODELS))
     parser.add_argument("file", metavar="FILE", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path)
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(convert(args.arch, args.file, args.out, back=args.back, force=args.force))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"tljax: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

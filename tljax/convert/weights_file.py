@@ -100,7 +100,7 @@ def load_weights(path: str | os.PathLike[str], arch: str) -> tuple[dict[str, Any
         raise UserError(f"{path}: {error}") from None
     if held and arch not in held:
         raise UserError(
-            f"{path} holds {' or '.join(held)}, the config asks for {arch}: "
+            f"{path} holds {' or '.join(held)}, but {arch} was asked for: "
             f"set model.name={held[0]}, or give weights of {arch}"
         )
     return variables, metadata

@@ -40,6 +40,10 @@ class Augmentation:
     def __post_init__(self):
         if self.crop not in ("random_resized", "random", "center"):
             raise UserError(f"augment.crop={self.crop!r} is not one of random_resized, random, center")
+        for name in ("scale", "ratio"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not all(isinstance(value, int | float) for value in pair):
+                raise UserError(f"augment.{name}={pair} is not two numbers, as in (0.5, 1.0)")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(f"augment.scale={self.scale} is not two numbers 0 < low <= high <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:

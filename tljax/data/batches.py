@@ -23,18 +23,9 @@ Rows = slice | np.ndarray
 _Item = TypeVar("_Item")
 
 
-def num_batches(count: int, batch_size: int, *, drop_last: bool = False) -> int:
+def num_batches(count: int, batch_size: int) -> int:
     """Batches in one pass over `count` images."""
-    return count // batch_size if drop_last else -(-count // batch_size)
-
-
-def rows_of_process(process_index: int, process_count: int) -> slice:
-    """The rows of every global batch that one of several processes assembles.
-
-    Rows are dealt out in turn, so that the padding of the last batch is shared. `batch_size` must be a multiple of
-    `process_count` for all shapes to be equal.
-    """
-    return slice(process_index, None, process_count)
+    return -(-count // batch_size)
 
 
 def canvas_of(pixels: Pixels, indices: np.ndarray) -> tuple[int, int]:
@@ -53,7 +44,6 @@ def train_batches(
     epoch: int,
     canvas: tuple[int, int] | None = None,
     start: int = 0,
-    drop_last: bool = False,
     rows: Rows | None = None,
 ) -> Iterator[Batch]:
     """One epoch over whole pictures, in an order drawn from (seed, epoch).
@@ -67,8 +57,7 @@ def train_batches(
       epoch: not negative.
       canvas: (height, width) of `image`; by default the smallest that holds every picture of `indices`.
       start: the number of the batch to begin with, for resuming within an epoch.
-      drop_last: leave out the last batch where it is not full.
-      rows: which rows of each global batch to assemble, as a slice (see `rows_of_process`) or an index array; by
+      rows: which rows of each global batch to assemble, as a slice or an index array; by
         default all. Rows beyond `batch_size` are filled up.
 
     Yields:
@@ -81,7 +70,7 @@ def train_batches(
         target[: image.shape[0], : image.shape[1]] = image
         return image.shape[0], image.shape[1]
 
-    for number in range(start, num_batches(len(order), batch_size, drop_last=drop_last)):
+    for number in range(start, num_batches(len(order), batch_size)):
         chosen = order[number * batch_size : (number + 1) * batch_size]
         yield _assemble(pixels, labels, chosen, batch_size, (height, width), rows, place)
 
@@ -103,7 +92,7 @@ def eval_batches(
       indices: int `[n]`.
       batch_size: rows of the global batch.
       crop: side of the square; pictures that are smaller get zeros around them.
-      rows: which rows of each global batch to assemble, as a slice (see `rows_of_process`) or an index array; by
+      rows: which rows of each global batch to assemble, as a slice or an index array; by
         default all. Rows beyond `batch_size` are filled up.
 
     Yields:

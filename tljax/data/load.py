@@ -1,6 +1,7 @@
 """From what the config says of the data to decoded pixels and splits."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ class Data:
         """(name, reason) of every file that was passed over or could not be read."""
         return [*self.source.skipped, *self.pixels.skipped]
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of which images, by name and class, are in which split."""
+        digest = hashlib.sha256(repr(self.source.classes).encode())
+        for split, members in sorted(self.splits.items()):
+            named = [(self.source.names[i], int(self.source.labels[i])) for i in members]
+            digest.update(repr((split, named)).encode())
+        return digest.hexdigest()
+
     def labels(self, split: str) -> np.ndarray:
         return self.source.labels[self.splits[split]]
 
@@ -58,30 +68,53 @@ def open_source(spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0
     )
 
 
-def load_data(
-    config: Any, *, resize: int, seed: int, workdir: Path | None, progress: Callable[[int, int], None] | None = None
-) -> Data:
-    """Opens, splits and decodes.
+def open_data(config: Any, *, seed: int) -> tuple[Source, dict[str, np.ndarray]]:
+    """Lists and splits; reads no image.
 
     Args:
       config: `config.data`.
-      resize: short side in pixels to keep.
       seed: draws the procedural tasks.
-      workdir: where decoded images lie that outgrow the memory; None forbids that.
-      progress: called with images decoded and images in all.
 
     Raises:
       UserError: for whatever does not fit, an empty split among it.
     """
     source = open_source(config.source, label=config.label, tfds_dir=config.tfds_dir, seed=seed)
+    split = config.split
+    if split == "auto":
+        split = "official" if source.splits else "70/20/10"
     splits = make_splits(
         source,
-        split=config.split,
+        split=split,
         val=config.val,
         per_class=config.per_class,
         seed=config.split_seed,
         stratify=config.stratify,
     )
+    return source, splits
+
+
+def decode_data(
+    config: Any,
+    source: Source,
+    splits: dict[str, np.ndarray],
+    *,
+    resize: int,
+    workdir: Path | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Data:
+    """Decodes every image of the splits once.
+
+    Args:
+      config: `config.data`.
+      source: the images.
+      splits: indices into it.
+      resize: short side in pixels to keep.
+      workdir: where decoded images lie that outgrow the memory; None forbids that.
+      progress: called with images decoded and images in all.
+
+    Raises:
+      UserError: when a split has no image that can be read.
+    """
     decoded = pixels_lib.decode_all(
         source,
         np.concatenate(list(splits.values())),

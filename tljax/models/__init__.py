@@ -55,8 +55,20 @@ def create_model(
         raise UserError(f"model.dtype={dtype!r} is not one of float32, bfloat16, float64")
     if dtype == "float64" and not getattr(jax.config, "jax_enable_x64", False):
         raise UserError("model.dtype=float64 needs JAX_ENABLE_X64=1 in the environment")
+    if width is not None and width < 1:
+        raise UserError(f"model.width={width} is not a positive number of channels")
+    if blocks is not None and (not 1 <= len(blocks) <= 4 or not all(isinstance(n, int) and n > 0 for n in blocks)):
+        raise UserError(
+            f"model.blocks={tuple(blocks)} is not one to four positive numbers of blocks, as in (2, 2, 2, 2)"
+        )
+    if drop is not None and not 0 <= drop < 1:
+        raise UserError(f"model.drop={drop} is not in 0 <= drop < 1")
     kind, options = MODELS[name]
-    given = {k: v for k, v in dict(width=width, blocks=blocks and tuple(blocks), drop=drop).items() if v is not None}
+    given = {
+        k: v
+        for k, v in dict(width=width, blocks=tuple(blocks) if blocks is not None else None, drop=drop).items()
+        if v is not None
+    }
     for option in given:
         if option not in kind.__dataclass_fields__:
             raise UserError(f"model.{option} does not apply to {name}")

@@ -31,13 +31,18 @@ class Weights:
     std: tuple[float, ...]
 
 
+def no_weights(text: str | None) -> bool:
+    """Whether `config.model.weights` asks for random weights."""
+    return text is None or text.lower() in ("none", "")
+
+
 def find_weights(text: str | None, arch: str) -> Weights:
     """Finds (and, for `imagenet`, downloads) what `config.model.weights` names; None means random.
 
     Raises:
       UserError: when it is nowhere, or of another network.
     """
-    if text is None or text.lower() in ("none", ""):
+    if text is None or no_weights(text):
         path, prep = None, pretrained.preprocessing(None, arch)
     elif Path(text).is_dir():
         path, config, result = Path(text), folders.read_config(Path(text)), folders.read_result(Path(text))
@@ -59,11 +64,13 @@ class Loaded:
       variables: `{'params': ..., 'batch_stats': ...}`, or None for random weights.
       source: what to call them in an error.
       record: what a run writes down: file, hash, whatever the file says of itself.
+      classes: what the head tells apart, where that is known.
     """
 
     variables: dict[str, Any] | None
     source: str
     record: dict[str, Any]
+    classes: tuple[str, ...] | None = None
 
 
 def load_pretrained(weights: Weights, arch: str) -> Loaded:
@@ -76,9 +83,8 @@ def load_pretrained(weights: Weights, arch: str) -> Loaded:
         return Loaded(None, "random weights", {"source": None})
     if weights.path.is_dir():
         result = folders.read_result(weights.path) or {}
-        return Loaded(
-            saved_variables(weights.path, result["best_step"]), str(weights.path), {"source": str(weights.path)}
-        )
+        variables, source = saved_variables(weights.path, result["best_step"]), str(weights.path)
+        return Loaded(variables, source, {"source": source}, tuple(result["classes"]))
     variables, metadata = load_weights(weights.path, arch)
     return Loaded(variables, str(weights.path), {"source": weights.path.name, **metadata})
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from flax import traverse_util
 
 from tljax.errors import UserError
@@ -89,8 +88,12 @@ class Plan:
             {p: v for p, v in flat.items() if self.labels[p] == FROZEN},
         )
 
+    def as_rows(self) -> list[dict[str, Any]]:
+        """One row of plain values per group, for `result.json`."""
+        return [{**dataclasses.asdict(g), "bn": None if g.bn is None else str(g.bn)} for g in self.groups]
+
     def table(self) -> list[dict[str, str]]:
-        """One row per group, as a run prints it and `result.json` keeps it."""
+        """One row per group, as a run prints it."""
         rows = []
         for g in self.groups:
             state = "trained" if g.trained else "norms trained" if g.trainable else "frozen"
@@ -139,7 +142,7 @@ def make_plan(
         `frozen` or `all` and the narrowest word wins. MODE is a key of `BN_MODES`, or its three switches spelt out as
         in `batch+update+affine` or `running`. The default is `trained:train,frozen:eval`.
       lr: the base learning rate.
-      lr_groups: `GROUP:RATE` pairs for groups that have one of their own.
+      lr_groups: `GROUP:RATE` pairs for groups that have one of their own, whatever `lr` and `lr_decay` say.
       lr_decay: the factor from each group to the next one further from the head, 1 for the same rate everywhere.
       weight_decay: for all trained groups; the optimizer leaves out biases and batch norms.
       allow_fresh_frozen: train over a group that is both fresh and frozen, instead of refusing.
@@ -150,8 +153,6 @@ def make_plan(
     names = model.groups
     trained = _groups("transfer.train", train, names)
     started = _groups("transfer.fresh", fresh, names) if fresh else ()
-    if not trained:
-        raise UserError(f"transfer.train trains nothing; name groups among {', '.join(names)}, or all")
     modes = _modes(bn or "trained:train,frozen:eval", names, trained)
     if not 0 < lr < float("inf"):
         raise UserError(f"optimizer.lr={lr} is not a positive number")
@@ -184,7 +185,10 @@ def make_plan(
                 bn=modes[name] if name in with_norm else None,
             )
         )
-    return Plan(groups=tuple(reversed(groups)), labels=labels)
+    plan = Plan(groups=tuple(reversed(groups)), labels=labels)
+    if not plan.trainable:
+        raise UserError(f"transfer.train={train!r} trains nothing; name groups among {', '.join(names)}, or all")
+    return plan
 
 
 def _refuse_fresh_frozen(names: Sequence[str], trained: Sequence[str], fresh: Sequence[str], allowed: bool) -> None:
@@ -289,7 +293,3 @@ def make_phases(text: str, *, train: str, epochs: int, lr: float) -> tuple[Phase
     if start != epochs:
         raise UserError(f"transfer.phases={text!r} covers {start} epochs, but epochs={epochs}")
     return tuple(phases)
-
-
-def count_parameters(params: Any) -> int:
-    return sum(int(x.size) for x in jax.tree.leaves(params))
