@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,10 @@ def test_images_that_changed_since_the_run_began_are_refused(tmp_path, monkeypat
     config = tiny.make_config(photos)
     interrupted_after(config, tmp_path / "run", 3, monkeypatch)
     next((photos / "red").iterdir()).unlink()
+    with pytest.raises(UserError, match="have changed since this run began"):
+        train.run(config, tmp_path / "run", console=QUIET)
+    (photos / "red").rename(photos / "scarlet")
+    shutil.copytree(photos / "blue", photos / "azure")  # a class more: the head has another shape
     with pytest.raises(UserError, match="have changed since this run began"):
         train.run(config, tmp_path / "run", console=QUIET)
     assert saved_steps(tmp_path / "run") == [3]

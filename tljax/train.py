@@ -133,11 +133,6 @@ class Trainer:
             state = self.like(variables)({"phase": 0})
         else:
             state, record = found
-            if record["data"] != experiment.data.fingerprint:
-                raise UserError(
-                    f"the images of {experiment.data.source.spec}, or their split, have changed since this run began: "
-                    f"it may have trained on what it would test on; give another --workdir, or --overwrite"
-                )
             self.phase, self.history, self.sums = record["phase"], record["history"], record["sums"]
             self.earlier_seconds, self.clock = record["seconds"], Clock(**record["clock"])
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
@@ -145,12 +140,22 @@ class Trainer:
 
     def like(self, variables: dict[str, Any]) -> Callable[[dict[str, Any]], TrainState]:
         """A record -> a state at the beginning, with the optimizer of the phase that was saved."""
-        return lambda record: TrainState(
-            step=np.zeros((), np.int32),
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            opt_state=self.x.optimizer(record["phase"]).init(variables["params"]),
-        )
+
+        def state(record: dict[str, Any]) -> TrainState:
+            data = self.x.data
+            if record.get("data", data.fingerprint) != data.fingerprint:
+                raise UserError(
+                    f"the images of {data.source.spec}, or their split, have changed since this run began: it may have "
+                    f"trained on what it would test on; give another --workdir, or --overwrite"
+                )
+            return TrainState(
+                step=np.zeros((), np.int32),
+                params=variables["params"],
+                batch_stats=variables["batch_stats"],
+                opt_state=self.x.optimizer(record["phase"]).init(variables["params"]),
+            )
+
+        return state
 
     @property
     def step(self) -> int:
