@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries of a download would bury the line that counts
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault(
         "TF_ENABLE_ONEDNN_OPTS", "0"
