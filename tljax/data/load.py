@@ -1,6 +1,7 @@
 """From what the config says of the data to decoded pixels and splits."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ class Data:
         """(name, reason) of every file that was passed over or could not be read."""
         return [*self.source.skipped, *self.pixels.skipped]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of which images, by name and class, are in which split."""
         digest = hashlib.sha256(repr(self.source.classes).encode())

@@ -110,9 +110,10 @@ def merge_loaded(
     if loaded.variables is None:
         return init, loaded.record
     cut = [group for group in model.trunk if group not in model.groups]
-    report = compare(init, loaded.variables, fresh=fresh, group_of=model.group_of, unused_groups=cut)
-    if not report.fits:
-        raise UserError(f"{loaded.source} does not fit the model: {report}")
+    options: dict[str, Any] = dict(fresh=fresh, group_of=model.group_of, unused_groups=cut)
+    report = compare(init, loaded.variables, **options)
     if not shapes_only:
-        init = merge_pretrained(init, loaded.variables, fresh=fresh, group_of=model.group_of, unused_groups=cut)
+        init = merge_pretrained(init, loaded.variables, source=loaded.source, **options)
+    else:
+        report.check(loaded.source)
     return init, {**loaded.record, **report.as_dict()}

@@ -44,6 +44,11 @@ class MergeReport:
     def fits(self) -> bool:
         return not (self.missing or self.unexpected or self.wrong_shape)
 
+    def check(self, source: str) -> None:
+        """Raises UserError, with the four lists on one line, when `source` does not fit."""
+        if not self.fits:
+            raise UserError(f"{source} does not fit the model: {self}")
+
     def groups(self, paths: Sequence[Path]) -> dict[str, int]:
         """Number of leaves by group."""
         return dict(sorted(Counter(self.group_of(path[1:]) for path in paths).items()))
@@ -165,8 +170,7 @@ def merge_pretrained(
             f"there are {', '.join(groups)}"
         )
     report = compare(init, loaded, fresh=fresh, group_of=group_of, unused_groups=unused_groups)
-    if not report.fits:
-        raise UserError(f"{source} does not fit the model: {report}")
+    report.check(source)
     theirs = dict(flatten(loaded))
     take = set(report.loaded)
     # A copy, always: jax may otherwise use the mapped file as its own memory, and a donated step would write there.
