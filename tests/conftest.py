@@ -12,8 +12,12 @@ os.environ["TLJAX_CACHE"] = tempfile.mkdtemp(prefix="tljax-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TLJAX_CACHE"] + "/xla"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-import jax
-import pytest
+from tljax.machine import tune_cpu
+
+tune_cpu()  # what a user's run computes with
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

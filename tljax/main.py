@@ -17,6 +17,7 @@ from absl import logging as absl_logging
 
 from tljax.command_line import one_line, parse
 from tljax.errors import UserError
+from tljax.machine import tune_cpu
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(argv: Sequence[str], values: flags.FlagValues) -> int:
     config, path = parse(argv, values, default=DEFAULT)
+    tune_cpu()
     import jax  # after the flags: a mistake is answered at once
 
     from tljax import demo, train

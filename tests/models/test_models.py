@@ -1,12 +1,13 @@
 """Shapes, counts and options of the networks."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tljax.errors import UserError
-from tljax.models import MODELS, Pass, create_model, init_variables
+from tljax.models import MODELS, Pass, cpu, create_model, init_variables
 from tljax.models.layers import dropout, max_pool
 
 # torchvision's own counts, from its documentation of the weights.
@@ -108,6 +109,29 @@ def test_max_pool_in_ceil_mode_hangs_over_the_edge(size, window, stride, ceil, e
         for i in range(expected)
     ]
     np.testing.assert_array_equal(y[0, :, :, 0], naive)
+
+
+@pytest.mark.parametrize(
+    "shape, window, stride, padding, ceil",
+    [((2, 9, 12, 3), 3, 2, 1, False), ((1, 8, 8, 2), 3, 2, 0, True), ((1, 6, 7, 2), 2, 2, 0, False),
+     ((1, 7, 5, 1), 3, 1, 1, False)],
+)  # fmt: skip
+def test_max_pool_by_slices_is_xlas_own_with_its_gradient_also_among_equal_values(shape, window, stride, padding, ceil):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-2, 3, shape), jnp.float32)  # many equal values
+    over = [-(n + 2 * padding - window) % stride if ceil else 0 for n in shape[1:3]]
+    sides = tuple((padding, padding + o) for o in over)
+
+    def reference(x):
+        return nn.max_pool(x, (window, window), (stride, stride), sides)
+
+    y, gradient = jax.vjp(lambda x: cpu.max_pool(x, window, stride, sides), x)
+    expected, expected_gradient = jax.vjp(reference, x)
+    np.testing.assert_array_equal(y, expected)
+    g = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
+    np.testing.assert_allclose(gradient(g)[0], expected_gradient(g)[0], atol=1e-6)
+    mapped = jax.vmap(lambda x: cpu.max_pool(x[None], window, stride, sides)[0])(x)
+    np.testing.assert_array_equal(mapped, expected)
 
 
 def test_dropout_depends_on_the_examples_key_alone():
