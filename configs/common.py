@@ -29,6 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.std = ()
     data.workers = 0  # decoding threads; 0: one per core
     data.memory_gb = 0.0  # decoded images beyond this lie in a file of the workdir; 0: half of the free memory
+    data.placement = (
+        "auto"  # decoded data and kept features: host, device (indices alone travel), auto: where it is fast
+    )
     data.tfds_dir = ""  # where TFDS keeps prepared data; empty: TFDS_DATA_DIR, else its own default
 
     config.model = model = ml_collections.ConfigDict()
@@ -44,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     transfer.train = "head"  # groups that train, such as head,layer4; or all
     transfer.fresh = "head"  # groups that start from random numbers although weights are given
     transfer.bn = "trained:train,frozen:eval"  # a mode for all, or WHO:MODE pairs (see tljax/transfer/plan.py)
+    transfer.seed = placeholder(int)  # of the fresh parameters alone; empty: `seed`
     transfer.phases = ""  # such as head@2; head,layer4 (groups@epochs@rate): in place of `train`
     transfer.moments = "keep"  # between phases, of groups that go on training: keep or fresh
     transfer.allow_fresh_frozen = False  # train over groups that are both random and frozen
@@ -74,5 +78,21 @@ def get_config() -> ml_collections.ConfigDict:
     augment.ratio = (3 / 4, 4 / 3)  # random_resized: width / height
     augment.flip = True
     augment.rotation = 0.0  # degrees, either way
+
+    config.cache = cache = ml_collections.ConfigDict()
+    cache.features = "auto"  # what a prefix that never changes puts out: auto (computed once where that is exact), off
+    cache.views = 0  # under random augmentation: train on so many fixed views of each image, and keep their features
+    cache.memory_gb = 0.0  # features beyond this lie in a file of the workdir; 0: half of the free memory
+
+    # Many runs in one program over one stream of batches: every combination of the values given. Each member ends
+    # where its own single run would.
+    config.population = population = ml_collections.ConfigDict()
+    population.lr = ()  # in place of optimizer.lr, such as (1e-4, 1e-3)
+    population.lr_groups = ()  # of optimizer.lr_groups
+    population.weight_decay = ()  # of optimizer.weight_decay
+    population.momentum = ()  # of optimizer.momentum
+    population.optimizer = ()  # of optimizer.name, such as ("adam", "sgd")
+    population.schedule = ()  # of schedule.name
+    population.seed = ()  # of transfer.seed
 
     return config.lock()

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tljax.data.augment import make_normalize
+from tljax.features import prefix_end
 from tljax.losses import make_loss
 from tljax.models import create_model, init_variables
 from tljax.state import TrainState
-from tljax.steps import AXIS, Replicas, make_eval_step, make_train_step, parallel_train_step
+from tljax.steps import AXIS, Family, Replicas, make_forward_step, make_train_step, parallel_train_step
 from tljax.transfer.optimizer import make_optimizer, make_schedule
 from tljax.transfer.plan import make_plan, merge
 
@@ -42,11 +43,10 @@ def build(
     step = make_train_step(
         model=model,
         plan=plan,
-        tx=tx,
-        schedule=make_schedule("constant", steps=1),
+        families=[Family(lambda hyper: tx, {}, (make_schedule("constant", steps=1),))],
         loss=make_loss("softmax"),
-        augment=lambda keys, images, sizes: images,
-        normalize=lambda images: NORMALIZE(images).astype(dtype),
+        inputs=lambda keys, batch: NORMALIZE(batch["image"]).astype(dtype),
+        cut=prefix_end(model, plan),
         accumulate=accumulate,
         cross_replica_bn=cross,
         axis=axis,
@@ -243,7 +243,11 @@ def test_rows_are_dealt_out_so_that_padding_is_shared():
 
 
 def test_evaluation_uses_running_statistics_alone():
-    _, state, _, model = build()
-    evaluate = jax.jit(make_eval_step(model=model, normalize=NORMALIZE, axis=None))
-    images = make_batch()["image"]
-    np.testing.assert_allclose(evaluate(state.variables, images)[:2], evaluate(state.variables, images[:2]), rtol=1e-5)
+    _, state, plan, model = build()
+    step = make_forward_step(model=model, plan=plan, inputs=lambda keys, batch: NORMALIZE(batch["image"]), axis=None)
+    batch, key = {**make_batch(), "epoch": np.int32(0)}, jax.random.key(0)
+    part = {k: v[:2] if np.ndim(v) else v for k, v in batch.items()}
+    evaluate = jax.jit(step)
+    np.testing.assert_allclose(
+        evaluate(state.variables, batch, key)[:2], evaluate(state.variables, part, key), rtol=1e-5
+    )

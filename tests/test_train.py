@@ -340,5 +340,5 @@ def test_ctrl_c_saves_and_says_so(folder, tmp_path):
     assert "SIGINT: saved at step" in err
     assert "Traceback" not in err
     checkpoints = Checkpoints(tmp_path / "run")
-    assert checkpoints.record(checkpoints.steps()[-1])["history"]
+    assert checkpoints.record(checkpoints.steps()[-1])["histories"][0]
     checkpoints.close()

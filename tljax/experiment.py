@@ -16,14 +16,27 @@ from tljax.data.augment import Augmentation, make_augment, make_normalize
 from tljax.data.batches import num_batches, train_batches
 from tljax.data.load import Data, decode_data, open_data
 from tljax.errors import UserError
+from tljax.features import prefix_end
+from tljax.feed import Feed
 from tljax.losses import Loss, make_loss, outputs
 from tljax.models import Network, create_model, init_variables
+from tljax.models.layers import parameter_dtype
 from tljax.report import pictures
 from tljax.report.console import progress_bar
-from tljax.steps import Replicas, augmentation_keys, example_keys, make_train_step
+from tljax.steps import (
+    Family,
+    Replicas,
+    augmentation_keys,
+    example_keys,
+    join_parts,
+    make_forward_step,
+    make_train_step,
+    own_parts,
+)
 from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded, no_weights
 from tljax.transfer.optimizer import Schedule, check_optimizer, make_optimizer, make_schedule
-from tljax.transfer.plan import Phase, Plan, make_phases, make_plan
+from tljax.transfer.plan import Phase, Plan, make_phases, make_plan, merge
+from tljax.transfer.population import Member, is_population, make_families, members_of
 from tljax.workdir import flatten
 
 
@@ -33,19 +46,22 @@ class Experiment:
 
     Attributes:
       config: the config.
+      members: the single runs in it: one, or those of a population.
       data: pixels, labels and splits.
       model: the network.
-      phases, plans: stretches of epochs, and what each trains.
+      phases: stretches of epochs, by member; members differ in their rates alone.
+      plans: what each phase trains, by member and phase.
       preprocessing: `resize`, `crop`, `mean`, `std`.
       origin: where the initial parameters came from.
       replicas: the devices.
     """
 
     config: Any
+    members: tuple[Member, ...]
     data: Data
     model: Network
-    phases: tuple[Phase, ...]
-    plans: tuple[Plan, ...]
+    phases: tuple[tuple[Phase, ...], ...]
+    plans: tuple[tuple[Plan, ...], ...]
     preprocessing: dict[str, Any]
     origin: dict[str, Any]
     replicas: Replicas
@@ -68,13 +84,23 @@ class Experiment:
         """The loss without smoothing: what evaluations report."""
         return make_loss(self.config.loss.name)
 
-    def optimizer(self, phase: int) -> Any:
-        o = self.config.optimizer
-        return make_optimizer(self.plans[phase], name=o.name, momentum=o.momentum, clip=o.clip, decay_all=o.decay_all)
+    @property
+    def population(self) -> bool:
+        return is_population(self.config)
 
-    def schedule(self, phase: int) -> Schedule:
+    def cut(self, phase: int) -> str | None:
+        """The stage that the phase's constant prefix ends before, if there is one."""
+        return prefix_end(self.model, self.plans[0][phase])
+
+    def how(self, phase: int) -> str:
+        """How members are computed: heads in one product, anything larger one after the other."""
+        if not self.population:
+            return "alone"
+        return "vmap" if self.cut(phase) == "head" else "map"
+
+    def schedule(self, phase: int, member: int = 0) -> Schedule:
         """Steps since the phase began -> the factor on its rates."""
-        s, span, per_epoch = self.config.schedule, self.phases[phase], self.steps_per_epoch
+        s, span, per_epoch = self.members[member].config.schedule, self.phases[member][phase], self.steps_per_epoch
         return make_schedule(
             s.name,
             steps=(span.last - span.first) * per_epoch,
@@ -83,26 +109,84 @@ class Experiment:
             factor=s.factor,
         )
 
-    def rate(self, step: int, phase: int) -> float:
+    def rate(self, step: int, phase: int, member: int = 0) -> float:
         """The phase's base learning rate at an update, counted from 0 since the run began."""
-        span = self.phases[phase]
-        return span.lr * float(self.schedule(phase)(jnp.int32(step - span.first * self.steps_per_epoch)))
+        span = self.phases[member][phase]
+        done = jnp.int32(step - span.first * self.steps_per_epoch)
+        return span.lr * float(self.schedule(phase, member)(done))
 
-    def train_step(self, phase: int) -> Callable[..., Any]:
+    def families(self, phase: int) -> list[Family]:
+        """The optimizers and hyperparameters of the members."""
+        everyone = range(len(self.members))
+        plans, schedules = [self.plans[m][phase] for m in everyone], [self.schedule(phase, m) for m in everyone]
+        if self.population:
+            return make_families(self.members, plans, schedules, dtype=parameter_dtype(self.config.model.dtype))
+        o = self.config.optimizer
+        tx = make_optimizer(plans[0], name=o.name, momentum=o.momentum, clip=o.clip, decay_all=o.decay_all)
+        return [Family(lambda hyper: tx, {}, tuple(schedules))]
+
+    def init_optimizer(self, phase: int, params: Any) -> Any:
+        """The optimizer state at the beginning of a phase."""
+        plan, families, states, first = self.plans[0][phase], self.families(phase), [], 0
+        if not self.population:
+            return families[0].optimizer({}).init(params)
+        trainable, frozen = plan.split(params)
+        for family in families:
+            mine = jax.tree.map(lambda v: v[first : first + family.size], trainable)  # noqa: B023
+            run = jax.vmap(lambda own, hyper: family.optimizer(hyper).init(merge(own, frozen)))  # noqa: B023
+            states.append(run(mine, family.hyper))
+            first += family.size
+        return tuple(states)
+
+    def train_step(self, phase: int, feed: Feed) -> Callable[..., Any]:
         """The step of one replica in a phase."""
-        config, span = self.config, self.phases[phase]
+        config, cut = self.config, self.cut(phase)
         return make_train_step(
             model=self.model,
-            plan=self.plans[phase],
-            tx=self.optimizer(phase),
-            schedule=self.schedule(phase),
+            plan=self.plans[0][phase],
+            families=self.families(phase),
             loss=make_loss(config.loss.name, label_smoothing=config.loss.label_smoothing),
-            augment=make_augment(augmentation(config)),
-            normalize=self.normalize,
-            first_step=span.first * self.steps_per_epoch,
+            inputs=feed.inputs,
+            begin=cut if feed.features is not None else None,
+            cut=cut,
+            how=self.how(phase),
+            first_step=self.phases[0][phase].first * self.steps_per_epoch,
             accumulate=config.accumulate,
             cross_replica_bn=config.cross_replica_bn,
         )
+
+    def forward_step(self, phase: int, feed: Feed, *, end: str | None = None) -> Callable[..., Any]:
+        """Logits of one replica, or with `end` the features that reach that stage."""
+        cut = self.cut(phase)
+        return make_forward_step(
+            model=self.model,
+            plan=self.plans[0][phase],
+            inputs=feed.inputs,
+            begin=cut if feed.features is not None else None,
+            cut=cut,
+            end=end,
+            how=self.how(phase),
+        )
+
+    def feed(self, split: str, *, training: bool = False, features: np.ndarray | None = None) -> Feed:
+        """A split as batches, in whole pictures and shuffled for training."""
+        return Feed(
+            data=self.data,
+            split=split,
+            batch_size=self.batch_size if training else min(self.config.batch_size, len(self.data.splits[split])),
+            training=training,
+            augment=make_augment(augmentation(self.config)),
+            normalize=self.normalize,
+            crop=self.config.data.size,
+            seed=self.config.seed,
+            features=features,
+            placement=self.config.data.placement,
+        )
+
+    @property
+    def views(self) -> int:
+        """How many views of a training image there are to keep features of: 1 without randomness, 0 for endless."""
+        return self.config.cache.views or (0 if augmentation(self.config).random else 1)
 
     def save_augmented(self, path: Path) -> None:
         """Saves the first training batch as the network will see it."""
@@ -131,7 +215,7 @@ def check(config: Any) -> None:
         "epochs": 1, "batch_size": 1, "accumulate": 1, "seed": 0, "data.size": 1, "data.resize": 0, "data.val": 0,
         "data.per_class": 0, "data.workers": 0, "data.memory_gb": 0, "data.split_seed": 0, "schedule.step_epochs": 0,
         "schedule.warmup_epochs": 0, "schedule.factor": 0, "optimizer.weight_decay": 0, "optimizer.clip": 0,
-        "optimizer.momentum": 0,
+        "optimizer.momentum": 0, "cache.views": 0, "cache.memory_gb": 0,
     }  # fmt: skip
     fields = flatten(config.to_dict())
     for name, value in fields.items():
@@ -143,6 +227,8 @@ def check(config: Any) -> None:
             raise UserError(f"{name}={fields[name]} is too small; it is at least {bound}")
     if config.optimizer.momentum >= 1:
         raise UserError(f"optimizer.momentum={config.optimizer.momentum} is not below 1; sgd would diverge")
+    if config.transfer.seed is not None and not 0 <= config.transfer.seed < 2**32:
+        raise UserError(f"transfer.seed={config.transfer.seed} is not a whole number from 0 that fits in 32 bits")
     if config.seed >= 2**32:
         raise UserError(f"seed={config.seed} does not fit in 32 bits")
     if config.accumulate > config.batch_size:
@@ -151,6 +237,11 @@ def check(config: Any) -> None:
         )
     if config.transfer.moments not in ("keep", "fresh"):
         raise UserError(f"transfer.moments={config.transfer.moments!r} is not one of keep, fresh")
+    for name, known in (("data.placement", ("auto", "host", "device")), ("cache.features", ("auto", "off"))):
+        if fields[name] not in known:
+            raise UserError(f"{name}={fields[name]!r} is not one of {', '.join(known)}")
+    for member in members_of(config) if is_population(config) else ():
+        check(member.config)
     for name in ("mean", "std"):
         values = config.data[name]
         numbers = all(isinstance(v, int | float) and v >= 0 for v in values)
@@ -183,13 +274,17 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
     build: Callable[..., Network] = functools.partial(
         create_model, m.name, until=m.until or None, width=m.width, blocks=m.blocks, drop=m.drop, dtype=m.dtype
     )
-    phases = make_phases(t.phases, train=t.train, epochs=config.epochs, lr=config.optimizer.lr)
+    members = members_of(config)
+    phases = tuple(
+        make_phases(t.phases, train=t.train, epochs=config.epochs, lr=member.config.optimizer.lr) for member in members
+    )
     sketch = build()  # shapes suffice to find what is wrong with the plan
     shapes = jax.eval_shape(lambda: init_variables(sketch, jax.random.key(0)))
     scratch = no_weights(m.weights)
     fresh = "all" if scratch else t.fresh
     for chosen in {t.fresh, fresh}:
-        plans_of(sketch, shapes, config, phases, chosen)
+        for member, spans in zip(members, phases, strict=True):
+            plans_of(sketch, shapes, member.config, spans, chosen)
     source, splits = open_data(d, seed=config.seed)
     num_classes = outputs(config.loss.name, len(source.classes))
 
@@ -216,11 +311,41 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         console.print(f"skipped {len(data.skipped):,} files, such as {name!r}: {reason}", markup=False)
 
     model = build(num_classes=num_classes)
-    variables = init_variables(model, jax.random.key(config.seed))
-    variables, origin = merge_loaded(model, variables, loaded, fresh=started)
-    plans = plans_of(model, variables, config, phases, fresh)
+    variables, origin = start(model, members[0], loaded, started)
+    plans = tuple(
+        plans_of(model, variables, member.config, spans, fresh) for member, spans in zip(members, phases, strict=True)
+    )
+    if is_population(config):
+        variables = stack_members(model, members, plans[0][0], variables, loaded, started)
     replicas = Replicas.here(config.accumulate)
-    return Experiment(config, data, model, phases, plans, preprocessing, origin, replicas), variables
+    experiment = Experiment(config, members, data, model, phases, plans, preprocessing, origin, replicas)
+    return experiment, variables
+
+
+def start(model: Network, member: Member, loaded: Any, fresh: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A member's initial variables, and where they came from."""
+    own = member.config.transfer.seed
+    key = jax.random.key(member.config.seed if own is None else own)
+    return merge_loaded(model, init_variables(model, key), loaded, fresh=fresh)
+
+
+def stack_members(
+    model: Network, members: tuple[Member, ...], plan: Plan, variables: dict[str, Any], loaded: Any, fresh: list[str]
+) -> dict[str, Any]:
+    """The variables of a population: what training changes gets an axis of members, the rest is there once."""
+    by_seed = {members[0].config.transfer.seed: variables}
+    for member in members:
+        seed = member.config.transfer.seed
+        if seed not in by_seed:
+            by_seed[seed] = start(model, member, loaded, fresh)[0]
+    if len(by_seed) > 1 and (lost := [g.name for g in plan.groups if g.fresh and not g.trained]):
+        raise UserError(
+            f"population.seed would give each member its own {', '.join(lost)}, which stay frozen and are kept once "
+            f"for all; add them to transfer.train, or leave population.seed out"
+        )
+    owns = [own_parts(model, plan, by_seed[member.config.transfer.seed])[0] for member in members]
+    shared = own_parts(model, plan, variables)[1]
+    return join_parts(jax.tree.map(lambda *leaves: jnp.stack(leaves), *owns), shared)
 
 
 def plans_of(model: Network, variables: Any, config: Any, phases: tuple[Phase, ...], fresh: str) -> tuple[Plan, ...]:

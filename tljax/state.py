@@ -1,4 +1,4 @@
-"""Everything that training changes."""
+"""Everything that training changes. In a population, what the plan changes has a leading axis of members."""
 
 from typing import Any
 
@@ -12,13 +12,16 @@ class TrainState(flax.struct.PyTreeNode):
       step: updates made since the run began, int32.
       params: all parameters, trained or not.
       batch_stats: running means and variances, a collection of their own.
-      opt_state: the optimizer's state; moments exist for what trains alone.
+      opt_state: the optimizer's state; moments exist for what trains alone. In a population a tuple by family.
+      best: of a population, what each member was at its best epoch: `params` and `batch_stats` flat by path, `accuracy`
+        and `step`; empty for a single run, whose best epoch is a checkpoint.
     """
 
     step: Any
     params: Any
     batch_stats: Any
     opt_state: Any
+    best: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -1,19 +1,21 @@
-"""The training and evaluation steps: pure functions, pmapped. Nothing else knows that there are replicas."""
+"""The training and forward steps: pure functions, pmapped. Nothing else knows that there are replicas."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 from tljax.losses import Loss, predictions
 from tljax.models import Network, Pass
 from tljax.state import TrainState
 from tljax.transfer.optimizer import Schedule
-from tljax.transfer.plan import Plan, merge
+from tljax.transfer.plan import Path, Plan, merge
 
 AXIS = "replicas"
 Batch = Mapping[str, Any]
@@ -34,15 +36,64 @@ def dropout_keys(keys: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
 
 
+Own = dict[str, dict[Path, Any]]
+"""What one member changes: `params` that train and `batch_stats` that move, each flat by path."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Members of a population that share the form of their optimizer. A single run is one family of one member.
+
+    Attributes:
+      optimizer: the hyperparameters of one member -> its optimizer.
+      hyper: hyperparameters; in a population every leaf has a leading axis of members.
+      schedules: one per member, from steps since the phase began to the factor on the rates.
+    """
+
+    optimizer: Callable[[Any], optax.GradientTransformationExtraArgs]
+    hyper: Any
+    schedules: tuple[Schedule, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.schedules)
+
+
+def own_parts(model: Network, plan: Plan, variables: Mapping[str, Any]) -> tuple[Own, Own]:
+    """Variables cut in two: what the plan changes, and what it leaves alone."""
+    moving = {name for name, mode in plan.modes.items() if mode.update}
+    trainable, frozen = plan.split(variables["params"])
+    stats: dict[Path, Any] = dict(traverse_util.flatten_dict(variables["batch_stats"]))
+    own = {p: v for p, v in stats.items() if model.group_of(p) in moving}
+    still = {p: v for p, v in stats.items() if p not in own}
+    return {"params": trainable, "batch_stats": own}, {"params": frozen, "batch_stats": still}
+
+
+def join_parts(own: Own, shared: Own) -> dict[str, Any]:
+    """The inverse of `own_parts`."""
+    return {name: merge(own[name], shared[name]) for name in ("params", "batch_stats")}
+
+
+def each_member(function: Callable[..., Any], how: str, *arguments: Any) -> Any:
+    """Calls `function` for every member: 'alone' (no axis of members), 'vmap' (fast for heads), or 'map' (one after the
+    other, fast where members are large)."""
+    if how == "alone":
+        return function(*arguments)
+    if how == "vmap":
+        return jax.vmap(function)(*arguments)
+    return jax.lax.map(lambda packed: function(*packed), arguments)
+
+
 def make_train_step(
     *,
     model: Network,
     plan: Plan,
-    tx: optax.GradientTransformationExtraArgs,
-    schedule: Schedule,
+    families: Sequence[Family],
     loss: Loss,
-    augment: Callable[..., jax.Array],
-    normalize: Callable[[Any], jax.Array],
+    inputs: Callable[[jax.Array, Batch], jax.Array],
+    begin: str | None = None,
+    cut: str | None = None,
+    how: str = "alone",
     first_step: int = 0,
     accumulate: int = 1,
     cross_replica_bn: bool = False,
@@ -51,100 +102,153 @@ def make_train_step(
     """Makes `step(state, batch, key) -> (state, metrics)` on one replica's share of a batch.
 
     Args:
-      model, plan, tx, loss, augment, normalize: the run's.
-      schedule: from steps since `first_step` to the factor on the rates.
+      model, plan, loss: the run's.
+      families: the optimizers and hyperparameters of its members.
+      inputs: the keys of examples `[B]` and a batch -> what stage `begin` takes.
+      begin: the first stage to run; None for the first of all.
+      cut: the stage that the constant prefix ends before; what is below runs once for all members, without a gradient.
+        None where there is no such prefix.
+      how: 'alone' for a single run; 'vmap' or 'map' for a population, whose trainable parameters, moving statistics and
+        optimizer states carry a leading axis of members, and whose `opt_state` is a tuple by family.
       first_step: the step at which the phase began.
       accumulate: parts that the share is cut into, one after the other; their gradients are summed before the update.
       cross_replica_bn: batch statistics over all replicas instead of each replica's own.
       axis: the name of the replicas' axis; None for a step outside pmap.
 
     Returns:
-      The step. A batch has image uint8 `[B, H, W, 3]`, size int `[B, 2]`, label `[B]`, index `[B]`, mask `[B]` and
-      epoch `[]`. Metrics are sums over the whole batch (loss, correct, seen) and the norm of the gradient.
+      The step. A batch has label `[B]`, index `[B]`, mask `[B]`, epoch `[]`, and what `inputs` reads. Metrics are sums
+      over the whole batch (loss, correct, seen) and the norm of the gradient, with an axis of members in a population.
     """
-    moving = frozenset(name for name, mode in plan.modes.items() if mode.update)
+    alone = how == "alone"
+    shared_prefix = cut if cut != begin else None
 
     def total(values: Any) -> Any:
         return values if axis is None else jax.lax.psum(values, axis)
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        trainable, frozen = plan.split(state.params)
-        examples = {k: v for k, v in batch.items() if k != "epoch"}
-        examples["key"] = example_keys(key, batch["epoch"], batch["index"])
-        seen = total(batch["mask"].sum())
+    def parts_of(examples: Any) -> Any:
+        return jax.tree.map(lambda v: jnp.moveaxis(v.reshape(-1, accumulate, *v.shape[1:]), 1, 0), examples)
 
+    def prefix(shared: Own, x: jax.Array) -> jax.Array:
+        variables = join_parts({"params": {}, "batch_stats": {}}, shared)
+
+        def run(x: jax.Array) -> Any:
+            return model.apply(variables, x, Pass(), begin=begin, end=shared_prefix)
+
+        if accumulate == 1:
+            return run(x)
+        y = jnp.moveaxis(jax.lax.map(run, parts_of(x)), 0, 1)
+        return y.reshape(-1, *y.shape[2:])
+
+    def update(
+        family: Family, shared: Own, examples: Batch, seen: jax.Array, own: Own, opt_state: Any, hyper: Any, factor: Any
+    ) -> tuple[Own, Any, Metrics]:
         def part(trainable: Any, stats: Any, part_of: Batch) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            images = normalize(augment(augmentation_keys(part_of["key"]), part_of["image"], part_of["size"]))
             forward = Pass(
                 bn=plan.modes,
                 mask=part_of["mask"],
                 keys=dropout_keys(part_of["key"]),
                 axis_name=axis if cross_replica_bn else None,
             )
-            logits, changed = model.apply(
-                {"params": merge(trainable, frozen), "batch_stats": stats}, images, forward, mutable=["batch_stats"]
-            )
+            variables = join_parts({"params": trainable, "batch_stats": stats}, shared)
+            logits, changed = model.apply(variables, part_of["x"], forward, begin=cut or begin, mutable=["batch_stats"])
+            moved = dict(traverse_util.flatten_dict(changed.get("batch_stats", {})))
             losses = loss(logits, part_of["label"]) * part_of["mask"]
             right = (predictions(logits) == part_of["label"]) * part_of["mask"]
             sums = {"loss": losses.sum(), "correct": right.sum(), "seen": part_of["mask"].sum()}
-            return losses.sum() / seen, (changed.get("batch_stats", stats), sums)
+            return losses.sum() / seen, ({p: moved.get(p, v) for p, v in stats.items()}, sums)
 
         gradient = jax.grad(part, has_aux=True)
         if accumulate == 1:
-            grads, (stats, sums) = gradient(trainable, state.batch_stats, examples)
+            grads, (stats, sums) = gradient(own["params"], own["batch_stats"], examples)
         else:
 
             def accumulate_part(carry: Any, part_of: Batch) -> tuple[Any, Any]:
                 grads, stats = carry
-                more, (stats, sums) = gradient(trainable, stats, part_of)
+                more, (stats, sums) = gradient(own["params"], stats, part_of)
                 return (jax.tree.map(jnp.add, grads, more), stats), sums
 
-            parts = {k: jnp.moveaxis(v.reshape(-1, accumulate, *v.shape[1:]), 1, 0) for k, v in examples.items()}
-            start = (jax.tree.map(jnp.zeros_like, trainable), state.batch_stats)
-            (grads, stats), sums = jax.lax.scan(accumulate_part, start, parts)
+            start = (jax.tree.map(jnp.zeros_like, own["params"]), own["batch_stats"])
+            (grads, stats), sums = jax.lax.scan(accumulate_part, start, parts_of(examples))
             sums = {k: v.sum() for k, v in sums.items()}
 
         grads = total(grads)
-        if axis is not None and not cross_replica_bn:
-            stats = average_statistics(stats, batch["mask"].sum(), seen, model, moving, total)
+        if axis is not None and not cross_replica_bn:  # each replica's statistics count by the examples it saw
+            here = examples["mask"].sum()
+            stats = {p: total(v * (here.astype(v.dtype) / seen.astype(v.dtype))) for p, v in stats.items()}
         # Frozen parameters enter the optimizer as zeros, which cost nothing once compiled, and leave it untouched:
         # adding a zero update would still turn -0.0 into 0.0.
-        full = merge(grads, {p: jnp.zeros_like(v) for p, v in frozen.items()})
-        updates, opt_state = tx.update(
-            full, state.opt_state, state.params, multiplier=schedule(state.step - first_step)
-        )
-        moved: Any = optax.apply_updates(trainable, plan.split(updates)[0])
+        full = merge(grads, {p: jnp.zeros_like(v) for p, v in shared["params"].items()})
+        params = merge(own["params"], shared["params"])
+        updates, opt_state = family.optimizer(hyper).update(full, opt_state, params, multiplier=factor)
+        moved: Any = optax.apply_updates(own["params"], plan.split(updates)[0])
         metrics = {**total(sums), "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, merge(moved, frozen), stats, opt_state), metrics
+        return {"params": moved, "batch_stats": stats}, opt_state, metrics
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        own, shared = own_parts(model, plan, state.variables)
+        keys = example_keys(key, batch["epoch"], batch["index"])
+        x = inputs(augmentation_keys(keys), batch)
+        if shared_prefix:
+            x = prefix(shared, x)
+        examples = {"x": x, "key": keys, "label": batch["label"], "mask": batch["mask"]}
+        seen = total(batch["mask"].sum())
+        opt_states, done, first = (state.opt_state,) if alone else state.opt_state, [], 0
+        for family, opt_state in zip(families, opt_states, strict=True):
+            factors = [schedule(state.step - first_step) for schedule in family.schedules]
+            mine = own if alone else jax.tree.map(lambda v: v[first : first + family.size], own)  # noqa: B023
+            run = functools.partial(update, family, shared, examples, seen)
+            done.append(
+                each_member(run, how, mine, opt_state, family.hyper, factors[0] if alone else jnp.stack(factors))
+            )
+            first += family.size
+        if alone:
+            ((own, opt_state, metrics),) = done
+        else:
+            owns, opt_state, metrics = zip(*done, strict=True)
+            own, metrics = (jax.tree.map(lambda *v: jnp.concatenate(v), *trees) for trees in (owns, metrics))
+        variables = join_parts(own, shared)
+        return state.replace(step=state.step + 1, **variables, opt_state=opt_state), metrics
 
     return step
 
 
-def average_statistics(
-    stats: Any, here: jax.Array, seen: jax.Array, model: Network, moving: frozenset[str], total: Callable[[Any], Any]
-) -> Any:
-    """Averages the statistics that moved over replicas, each by the examples it saw; others stay bit for bit."""
+def make_forward_step(
+    *,
+    model: Network,
+    plan: Plan,
+    inputs: Callable[[jax.Array, Batch], jax.Array],
+    begin: str | None = None,
+    cut: str | None = None,
+    end: str | None = None,
+    how: str = "alone",
+    axis: str | None = AXIS,
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """Makes `step(variables, batch, key) -> outputs`: the stages from `begin` to before `end`, with running statistics.
 
-    def one(path: Any, value: jax.Array) -> jax.Array:
-        group = model.group_of(tuple(entry.key for entry in path))
-        share = here.astype(value.dtype) / seen.astype(value.dtype)
-        return total(value * share) if group in moving else value
+    Args: as for `make_train_step`; without `end`, the outputs are logits.
 
-    return jax.tree_util.tree_map_with_path(one, stats)
-
-
-def make_eval_step(
-    *, model: Network, normalize: Callable[[Any], jax.Array], axis: str | None = AXIS
-) -> Callable[[Any, Any], jax.Array]:
-    """Makes `step(variables, images uint8 [B, S, S, 3]) -> logits`, evaluated with running statistics.
-
-    Under pmap every replica gets the logits of all, `[replicas, B, outputs]`, so that each process can read them.
+    Returns:
+      The step. Its outputs are `[B, ...]`, in a population `[B, members, ...]` unless they are of the prefix. Under
+      pmap every replica gets those of all, `[replicas, B, ...]`, so that each process can read them.
     """
 
-    def step(variables: Any, images: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, normalize(images), Pass())
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        return logits if axis is None else jax.lax.all_gather(logits, axis)
+    def step(variables: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        own, shared = own_parts(model, plan, variables)
+        x = inputs(augmentation_keys(example_keys(key, batch["epoch"], batch["index"])), batch)
+        if end is not None:  # within the prefix, which no member changes
+            y: Any = model.apply(join_parts({"params": {}, "batch_stats": {}}, shared), x, Pass(), begin=begin, end=end)
+        else:
+            if cut != begin and cut is not None:
+                prefix = join_parts({"params": {}, "batch_stats": {}}, shared)
+                x = model.apply(prefix, x, Pass(), begin=begin, end=cut)
+
+            def finish(own: Own) -> Any:
+                return model.apply(join_parts(own, shared), x, Pass(), begin=cut or begin)
+
+            y = each_member(finish, how, own)
+            y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+            y = y if how == "alone" else jnp.swapaxes(y, 0, 1)
+        return y if axis is None else jax.lax.all_gather(y, axis)
 
     return step
 
@@ -190,6 +294,6 @@ def parallel_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
 
 
-def parallel_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The evaluation step over all devices; its result is `[local, devices, per_device, outputs]`."""
-    return jax.pmap(step, axis_name=AXIS)
+def parallel_forward_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward step over all devices; its result is `[local, devices, per_device, ...]`."""
+    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None))

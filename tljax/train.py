@@ -9,22 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import jax_utils
 from rich.console import Console
 
+from tljax import features as features_lib
 from tljax import workdir as folders
-from tljax.checkpoint import Checkpoints, saved_variables
-from tljax.data.batches import eval_batches, prefetch, train_batches
+from tljax.checkpoint import Checkpoints
+from tljax.data.batches import prefetch
+from tljax.data.pixels import available_memory
 from tljax.errors import UserError
-from tljax.experiment import Experiment, check, prepare
+from tljax.experiment import Experiment, augmentation, check, prepare
+from tljax.feed import Feed
+from tljax.finish import finish
 from tljax.interrupt import Interrupted, listen
-from tljax.losses import Score, score
+from tljax.losses import score
 from tljax.report import console as console_lib
-from tljax.report import pictures, provenance
 from tljax.state import TrainState
-from tljax.steps import make_eval_step, parallel_eval_step, parallel_train_step
+from tljax.steps import own_parts, parallel_forward_step, parallel_train_step
 from tljax.transfer.optimizer import carry_moments
+from tljax.transfer.plan import merge
 
 # Steps dispatched before the host waits for one: enough to keep a device busy, few enough to bound the memory.
 IN_FLIGHT = 2
@@ -56,8 +61,10 @@ def run(config: Any, workdir: Path, *, overwrite: bool = False, console: Console
     check(config)
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
     experiment, variables = prepare(config, workdir, console)
-    for phase, plan in zip(experiment.phases, experiment.plans, strict=True):
-        title = f"Plan of epochs {phase.first + 1} to {phase.last}" if len(experiment.phases) > 1 else "Plan"
+    phases, plans = experiment.phases[0], experiment.plans[0]
+    for phase, plan in zip(phases, plans, strict=True):
+        title = f"Plan of epochs {phase.first + 1} to {phase.last}" if len(phases) > 1 else "Plan"
+        title += f" (rates of the first of {len(experiment.members)} members)" if experiment.population else ""
         console_lib.print_table(console, title, plan.table())
     with contextlib.ExitStack() as stack:
         if first:  # only now: a run that cannot begin leaves nothing behind, and throws nothing away
@@ -69,10 +76,10 @@ def run(config: Any, workdir: Path, *, overwrite: bool = False, console: Console
         stack.callback(checkpoints.close)
         writer = console_lib.make_writer(workdir, console, first=first)
         stack.callback(writer.close)
-        trainer = Trainer(experiment, variables, checkpoints, console, began)
+        trainer = Trainer(experiment, variables, checkpoints, console, began, workdir)
         with listen() as caught:
-            trainer.train(workdir, writer, caught)
-        return finish(trainer, workdir)
+            trainer.train(writer, caught)
+        return finish(trainer)
 
 
 @dataclasses.dataclass
@@ -83,6 +90,7 @@ class Clock:
       warm: whether the program at hand has run.
       images, seconds: of all other steps.
       cold_images, cold_seconds: of first steps.
+      waited: of `seconds`, those in which the loop stood waiting for its next batch.
     """
 
     warm: bool = False
@@ -90,6 +98,7 @@ class Clock:
     seconds: float = 0.0
     cold_images: int = 0
     cold_seconds: float = 0.0
+    waited: float = 0.0
 
     def add(self, images: int, seconds: float) -> None:
         if self.warm:
@@ -105,8 +114,14 @@ class Clock:
         return images / seconds if seconds else None
 
     @property
+    def waited_share(self) -> float | None:
+        """The share of the time in which the loop waited for input."""
+        return self.waited / self.seconds if self.seconds else None
+
+    @property
     def words(self) -> str:
-        return f"{self.rate:,.0f} images/s" if self.rate else ""
+        waited = f", {self.waited_share:.0%} of it waiting for input" if self.waited_share is not None else ""
+        return f"{self.rate:,.0f} images/s{waited}" if self.rate else ""
 
 
 class Trainer:
@@ -119,23 +134,27 @@ class Trainer:
         checkpoints: Checkpoints,
         console: Console,
         began: float,
+        workdir: Path,
     ):
-        self.x, self.checkpoints, self.console = experiment, checkpoints, console
+        self.x, self.checkpoints, self.console, self.workdir = experiment, checkpoints, console, workdir
         self.key = jax.random.key(experiment.config.seed)
-        self.evaluate = parallel_eval_step(make_eval_step(model=experiment.model, normalize=experiment.normalize))
         self.phase = 0
-        self.history: list[dict[str, Any]] = []
-        self.sums = dict.fromkeys(SUMS, 0.0)  # of the epoch so far
+        self.histories: list[list[dict[str, Any]]] = [[] for _ in experiment.members]
+        self.sums = self.no_sums()
         self.began, self.earlier_seconds = began, 0.0
         self.clock = Clock()
+        self.kept: dict[str, Any] | None = None  # about the features of this phase, if they are kept
+        self.evaluators: dict[str, tuple[Feed, Callable[..., Any]]] = {}
         found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
         if found is None:
             state = self.like(variables)({"phase": 0})
         else:
             state, record = found
-            self.phase, self.history, self.sums = record["phase"], record["history"], record["sums"]
+            self.phase, self.histories = record["phase"], record["histories"]
+            self.sums = {name: np.asarray(values) for name, values in record["sums"].items()}
             self.earlier_seconds, self.clock = record["seconds"], Clock(**record["clock"])
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
+        self.step = int(state.step)
         self.state = jax_utils.replicate(state)
 
     def like(self, variables: dict[str, Any]) -> Callable[[dict[str, Any]], TrainState]:
@@ -152,14 +171,21 @@ class Trainer:
                 step=np.zeros((), np.int32),
                 params=variables["params"],
                 batch_stats=variables["batch_stats"],
-                opt_state=self.x.optimizer(record["phase"]).init(variables["params"]),
+                opt_state=self.x.init_optimizer(record["phase"], variables["params"]),
+                best=self.no_best(variables) if self.x.population else {},
             )
 
         return state
 
-    @property
-    def step(self) -> int:
-        return int(self.one_replica().step)
+    def no_best(self, variables: dict[str, Any]) -> dict[str, Any]:
+        own = own_parts(self.x.model, self.x.plans[0][0], variables)[0]
+        members = len(self.x.members)
+        nothing = {"accuracy": np.full(members, -1.0, np.float32), "step": np.zeros(members, np.int32)}
+        return {name: merge(own[name]) for name in own} | nothing
+
+    def no_sums(self) -> dict[str, np.ndarray]:
+        """The sums of an epoch before its first step, by member."""
+        return {name: np.zeros(len(self.x.members)) for name in SUMS}
 
     @property
     def last_step(self) -> int:
@@ -173,23 +199,24 @@ class Trainer:
     def one_replica(self) -> TrainState:
         return jax_utils.unreplicate(self.state)
 
-    def train(self, workdir: Path, writer: console_lib.Writer, caught: list[int]) -> None:
+    def train(self, writer: console_lib.Writer, caught: list[int]) -> None:
         """All epochs that remain; raises Interrupted as soon as `caught` holds a signal and the state is saved."""
         per_epoch = self.x.steps_per_epoch
-        for number, phase in enumerate(self.x.phases):
+        for number, phase in enumerate(self.x.phases[0]):
             if self.step >= phase.last * per_epoch:
                 continue
             if number != self.phase:
                 self.enter(number)
-            train_step = parallel_train_step(self.x.train_step(number))
+            feed = self.keep_features(number)
+            train_step = parallel_train_step(self.x.train_step(number, feed))
             self.clock.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
-                if not self.train_epoch(train_step, epoch, caught):
+                if not self.train_epoch(train_step, feed, epoch, caught):
                     self.save(accuracy=None)
                     break
-                row = self.close_epoch(epoch)
-                self.save(accuracy=row["val_accuracy"])
-                self.log(row, workdir, writer)
+                rows = self.close_epoch(epoch)
+                self.save(accuracy=None if self.x.population else rows[0]["val_accuracy"])
+                self.log(rows, writer)
                 if caught:
                     break
             if caught and self.step < self.last_step:
@@ -199,116 +226,216 @@ class Trainer:
     def enter(self, phase: int) -> None:
         """Begins a phase with its plan's optimizer, and the moments of what goes on training if the config says so."""
         state = self.one_replica()
-        opt_state = self.x.optimizer(phase).init(state.params)
+        opt_state = self.x.init_optimizer(phase, state.params)
         if self.x.config.transfer.moments == "keep":
             opt_state = carry_moments(state.opt_state, opt_state)
         self.state, self.phase = jax_utils.replicate(state.replace(opt_state=opt_state)), phase
 
-    def train_epoch(self, train_step: Callable[..., Any], epoch: int, caught: list[int]) -> bool:
-        """Steps from where the state stands to the end of `epoch`; False if a signal came before that."""
-        x, data, config = self.x, self.x.data, self.x.config
-        done, of = self.step % x.steps_per_epoch, x.steps_per_epoch
-        batches = prefetch(
-            train_batches(
-                data.pixels,
-                data.source.labels,
-                data.splits["train"],
-                batch_size=x.batch_size,
-                seed=config.seed,
-                epoch=epoch,
-                start=done,
-                rows=x.replicas.rows(x.batch_size),
-            )
+    def keep_features(self, phase: int) -> Feed:
+        """Computes what the phase's constant prefix puts out, where that is exact or asked for.
+
+        Returns:
+          What to train on: features, else pictures.
+        """
+        x, cache, cut = self.x, self.x.config.cache, self.x.cut(phase)
+        self.kept, self.evaluators = None, {}
+        pictures = x.feed("train", training=True)
+        if cut is None or cache.features == "off" or not x.views:
+            return pictures
+        images = sum(
+            len(x.data.splits[split]) * n for split, n in (("train", x.views), ("val", 1)) if split in x.data.splits
         )
-        last = time.perf_counter()
+        one: Any = jax.eval_shape(
+            lambda v: x.model.apply(v, jnp.zeros((1, x.config.data.size, x.config.data.size, 3)), end=cut),
+            self.one_replica().variables,
+        )
+        size = images * one.size * one.dtype.itemsize
+        spill = size > (int(cache.memory_gb * 2**30) or available_memory() // 2)
+        names = list(x.model.groups[: x.model.groups.index(cut)])
+        prefix = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
+        slower = jax.default_backend() != "cpu"  # to read from a disk than to compute again
+        if spill and slower and not cache.views:
+            self.console.print(f"{prefix}: {size / 1e9:.1f} GB of features do not fit in memory and are not kept")
+            return pictures
+        self.kept = {
+            "prefix": names,
+            "end": cut,
+            "views": x.views,
+            "bytes": size,
+            "in": "file" if spill else "memory",
+        }
+        began = time.perf_counter()
+        features = self.features_of(pictures, x.views, one)
+        if "val" in x.data.splits:
+            self.evaluator("val", one)
+        self.kept["seconds"] = time.perf_counter() - began
+        why = (
+            f"{x.views} fixed views of each training image"
+            if augmentation(x.config).random
+            else "exact: nothing random"
+        )
+        self.console.print(
+            f"{prefix} never change: their outputs are kept in {self.kept['in']} ({why}); {images:,} views, "
+            f"{size / 1e6:,.0f} MB, {self.kept['seconds']:.0f} s"
+        )
+        return x.feed("train", training=True, features=features)
 
-        def settle(metrics: Any) -> None:
-            nonlocal last
-            sums = jax.device_get(jax_utils.unreplicate(metrics))
-            for name in SUMS:
-                self.sums[name] += float(sums[name])
-            now = time.perf_counter()
-            self.clock.add(int(sums["seen"]), now - last)
-            last = now
+    def features_of(self, pictures: Feed, views: int, one: Any) -> np.ndarray:
+        """Features `[n, views, ...]` of a split; `one` has the shape and type of a batch of one."""
+        x, cut = self.x, self.x.cut(self.phase)
+        assert cut is not None and self.kept is not None
+        variables, key, file = self.state.variables, "", None
+        if self.kept["in"] == "file":
+            inputs = {
+                **x.preprocessing,
+                "pixels": features_lib.pixels_digest(x.data.pixels.buffer),
+                "images": x.data.fingerprint,
+                "split": pictures.split,
+                "views": views,
+                "augment": repr(augmentation(x.config)) if pictures.training else "",
+                "seed": x.config.seed,
+            }
+            key = features_lib.digest(x.model, cut, self.one_replica().variables, inputs)
+            file = self.workdir / f"features-{pictures.split}-{jax.process_index()}.npy"
+            if (found := features_lib.reopen(file, key)) is not None:
+                return found
+        step = parallel_forward_step(x.forward_step(self.phase, pictures, end=cut))
 
-        title = f"epoch {epoch + 1}/{config.epochs}"
+        def outputs() -> Iterator[tuple[int, int, np.ndarray]]:
+            for view in range(views):
+                first = 0
+                for values in self.run_over(step, pictures, variables, view=view):
+                    yield first, view, values
+                    first += len(values)
+
+        shape = (len(pictures.indices), views, *one.shape[1:])
+        return features_lib.collect(outputs(), shape, one.dtype, file=file, key=key)
+
+    def run_over(self, step: Callable[..., Any], feed: Feed, variables: Any, *, view: int = 0) -> Iterator[np.ndarray]:
+        """What a forward step gives for every image of a feed, in order, a batch at a time."""
+        rows, left = self.x.replicas.rows(feed.batch_size), len(feed.indices)
+        batches = prefetch(feed.batches(epoch=view, rows=rows, shuffle=False))
+        shards = (self.x.replicas.shard(batch, epoch=view) | feed.resident_part for batch in batches)
+        for out in trailing((step(variables, shard, self.key) for shard in shards), IN_FLIGHT):
+            values = self.x.replicas.unshard(jax_utils.unreplicate(out))[: min(feed.batch_size, left)]
+            left -= len(values)
+            yield values
+
+    def train_epoch(self, train_step: Callable[..., Any], feed: Feed, epoch: int, caught: list[int]) -> bool:
+        """Steps from where the state stands to the end of `epoch`; False if a signal came before that."""
+        x = self.x
+        done, of = self.step % x.steps_per_epoch, x.steps_per_epoch
+        batches = prefetch(feed.batches(epoch=epoch, start=done, rows=x.replicas.rows(x.batch_size)))
+        sums: list[Any] = []
+        images = len(feed.indices)
+
+        def steps() -> Iterator[Any]:
+            nonlocal done
+            while True:
+                asked = time.perf_counter()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                self.clock.waited += time.perf_counter() - asked if self.clock.warm else 0.0
+                shard = x.replicas.shard(batch, epoch=epoch) | feed.resident_part
+                self.state, metrics = train_step(self.state, shard, self.key)
+                sums.append({name: metrics[name] for name in SUMS})
+                done += 1
+                self.step += 1
+                advance(done, of, self.clock.words)
+                yield metrics, min(x.batch_size, images - (done - 1) * x.batch_size)
+                if caught and done < of:
+                    return
+
+        title, last = f"epoch {epoch + 1}/{x.config.epochs}", time.perf_counter()
         with console_lib.progress_bar(self.console, title) as advance, contextlib.closing(batches):
-
-            def steps() -> Iterator[Any]:
-                nonlocal done
-                for batch in batches:
-                    self.state, metrics = train_step(self.state, x.replicas.shard(batch, epoch=epoch), self.key)
-                    done += 1
-                    advance(done, of, self.clock.words)
-                    yield metrics
-                    if caught and done < of:
-                        return
-
-            for metrics in trailing(steps(), IN_FLIGHT):
-                settle(metrics)
+            for metrics, seen in trailing(steps(), IN_FLIGHT):
+                jax.block_until_ready(metrics)  # bounds what is under way; the devices have the next steps already
+                now = time.perf_counter()
+                self.clock.add(seen, now - last)
+                last = now
+        for found in jax.device_get(sums):
+            for name in SUMS:
+                self.sums[name] += np.atleast_1d(found[name][0]).astype(np.float64)
         return done == of
 
     def save(self, *, accuracy: float | None) -> None:
         record = {
             "phase": self.phase,
-            "history": self.history,
-            "sums": self.sums,
+            "histories": self.histories,
+            "sums": {name: values.tolist() for name, values in self.sums.items()},
             "seconds": self.seconds,
             "clock": dataclasses.asdict(self.clock),
             "data": self.x.data.fingerprint,
         }
         self.checkpoints.save(self.one_replica(), record, accuracy=accuracy)
 
-    def close_epoch(self, epoch: int) -> dict[str, Any]:
-        """Validates, and adds the epoch's line to the history."""
-        val = self.score("val") if "val" in self.x.data.splits else None
-        row = {
-            "epoch": epoch + 1,
-            "step": (epoch + 1) * self.x.steps_per_epoch,
-            "lr": self.x.rate((epoch + 1) * self.x.steps_per_epoch - 1, self.phase),
-            "train_loss": self.sums["loss"] / self.sums["seen"],
-            "train_accuracy": self.sums["correct"] / self.sums["seen"],
-            "val_loss": val and val.loss,
-            "val_accuracy": val and val.accuracy,
-            "val_correct": val and val.correct,
-            "val_seen": val and val.seen,
-        }
-        self.history.append(row)
-        self.sums = dict.fromkeys(SUMS, 0.0)
-        return row
+    def close_epoch(self, epoch: int) -> list[dict[str, Any]]:
+        """Validates, and adds the epoch's line to each member's history."""
+        x, step = self.x, (epoch + 1) * self.x.steps_per_epoch
+        logits = self.logits("val") if "val" in x.data.splits else None
+        for m, history in enumerate(self.histories):
+            val = None if logits is None else score(logits[m], x.data.labels("val"), x.plain_loss)
+            sums = {name: float(values[m]) for name, values in self.sums.items()}
+            history.append(
+                {
+                    "epoch": epoch + 1,
+                    "step": step,
+                    "lr": x.rate(step - 1, self.phase, m),
+                    "train_loss": sums["loss"] / sums["seen"],
+                    "train_accuracy": sums["correct"] / sums["seen"],
+                    "val_loss": val and val.loss,
+                    "val_accuracy": val and val.accuracy,
+                    "val_correct": val and val.correct,
+                    "val_seen": val and val.seen,
+                }
+            )
+        self.sums = self.no_sums()
+        rows = [history[-1] for history in self.histories]
+        if x.population and logits is not None:
+            self.remember_best(np.asarray([row["val_accuracy"] for row in rows], np.float32), step)
+        return rows
 
-    def log(self, row: dict[str, Any], workdir: Path, writer: console_lib.Writer) -> None:
-        """The epoch's line on the console, in metrics.csv and for TensorBoard."""
-        parts = [f"epoch {row['epoch']:>3}", f"training loss {row['train_loss']:.4f} {row['train_accuracy']:6.1%}"]
-        if row["val_accuracy"] is not None:
-            counts = f"({row['val_correct']} of {row['val_seen']})"
-            parts.append(f"validation loss {row['val_loss']:.4f} {row['val_accuracy']:6.1%} {counts}")
-        self.console.print("   ".join([*parts, self.clock.words]))
+    def remember_best(self, accuracy: np.ndarray, step: int) -> None:
+        """Copies what the members are now over what they were at their best, where they are better now."""
+        state = self.one_replica()
+        better = accuracy > np.asarray(state.best["accuracy"])
+        own = own_parts(self.x.model, self.x.plans[0][0], state.variables)[0]
+
+        def newer(old: Any, new: Any) -> Any:
+            return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        now = {name: merge(own[name]) for name in own} | {
+            "accuracy": jnp.asarray(accuracy), "step": jnp.full(len(better), step, jnp.int32)
+        }  # fmt: skip
+        self.state = jax_utils.replicate(state.replace(best=jax.tree.map(newer, state.best, now)))
+
+    def log(self, rows: list[dict[str, Any]], writer: console_lib.Writer) -> None:
+        """The epoch's line on the console; metrics.csv and TensorBoard for a single run."""
+        self.console.print("   ".join([*console_lib.epoch_words(rows), self.clock.words]))
+        if self.x.population:
+            return
+        row = rows[0]
         if jax.process_index() == 0:
-            folders.write_csv(workdir / folders.METRICS, self.history)
+            folders.write_csv(self.workdir / folders.METRICS, self.histories[0])
         scalars = {k: v for k, v in row.items() if v is not None and k not in ("epoch", "step")}
         writer.write_scalars(row["step"], scalars)
         writer.flush()
 
-    def logits(self, split: str) -> np.ndarray:
-        """Logits `[N, outputs]` of every image of a split, in its order, with the statistics that training left."""
-        x, data = self.x, self.x.data
-        size = min(x.config.batch_size, len(data.splits[split]))
-        batches = eval_batches(
-            data.pixels,
-            data.source.labels,
-            data.splits[split],
-            batch_size=size,
-            crop=x.config.data.size,
-            rows=x.replicas.rows(size),
-        )
-        variables = self.state.variables
-        outputs = (self.evaluate(variables, x.replicas.shard(batch)["image"]) for batch in prefetch(batches))
-        found = [x.replicas.unshard(jax_utils.unreplicate(out))[:size] for out in trailing(outputs, IN_FLIGHT)]
-        return np.concatenate(found)[: len(data.splits[split])]
+    def evaluator(self, split: str, one: Any = None) -> tuple[Feed, Callable[..., Any]]:
+        """What evaluates a split: on kept features where there are any and they are used more than once."""
+        if split not in self.evaluators:
+            feed = self.x.feed(split)
+            if self.kept is not None and one is not None:
+                feed = self.x.feed(split, features=self.features_of(feed, 1, one))
+            self.evaluators[split] = feed, parallel_forward_step(self.x.forward_step(self.phase, feed))
+        return self.evaluators[split]
 
-    def score(self, split: str) -> Score:
-        return score(self.logits(split), self.x.data.labels(split), self.x.plain_loss)
+    def logits(self, split: str) -> np.ndarray:
+        """Logits `[members, N, outputs]` of every image of a split, in its order, with running statistics."""
+        feed, step = self.evaluator(split)
+        found = np.concatenate(list(self.run_over(step, feed, self.state.variables)))
+        return np.moveaxis(found, 1, 0) if self.x.population else found[None]
 
 
 def trailing(items: Iterator[Any], behind: int) -> Iterator[Any]:
@@ -319,56 +446,3 @@ def trailing(items: Iterator[Any], behind: int) -> Iterator[Any]:
         if len(waiting) > behind:
             yield waiting.popleft()
     yield from waiting
-
-
-def finish(trainer: Trainer, workdir: Path) -> dict[str, Any]:
-    """Goes back to the best epoch, tests once, writes everything down."""
-    x, history = trainer.x, trainer.history
-    scored = [row for row in history if row["val_accuracy"] is not None]
-    best = max(scored, key=lambda row: (row["val_accuracy"], -row["epoch"])) if scored else history[-1]
-    trainer.checkpoints.wait()
-    if best["step"] != trainer.step:
-        state = trainer.one_replica().replace(**saved_variables(workdir, best["step"]))
-        trainer.state = jax_utils.replicate(state)
-
-    result: dict[str, Any] = {"test": None, "validation": None}
-    predictions: dict[str, np.ndarray] = {}
-    for split, name in (("val", "validation"), ("test", "test")):
-        if split not in x.data.splits:
-            continue
-        logits, labels = trainer.logits(split), x.data.labels(split)
-        result[name] = score(logits, labels, x.plain_loss).as_dict()
-        names = np.array([x.data.source.names[i] for i in x.data.splits[split]])
-        predictions |= {f"{split}_logits": logits, f"{split}_labels": labels, f"{split}_names": names}
-    if scored:
-        last = {name: history[-1][f"val_{name}"] for name in ("accuracy", "correct", "seen")}
-        result["validation"] |= {"best_epoch": best["epoch"], "last_epoch": last}
-    result |= {
-        "best_step": best["step"],
-        "train": {
-            "images_per_second": trainer.clock.rate,
-            "images": len(x.data.splits["train"]),
-            "trainable_parameters": x.plans[-1].trainable,
-        },
-        "seconds": trainer.seconds,
-        "skipped": {"count": len(x.data.skipped), "files": [list(pair) for pair in x.data.skipped]},
-        "classes": list(x.data.source.classes),
-        "preprocessing": x.preprocessing,
-        "weights": x.origin,
-        "plan": [plan.as_rows() for plan in x.plans],
-        "history": history,
-        "config": x.config.to_dict(),
-        "versions": provenance.versions(),
-        "device": provenance.device(),
-    }
-    if jax.process_index() == 0:
-        np.savez_compressed(workdir / "predictions.npz", allow_pickle=False, **predictions)
-        pictures.save_curves(workdir / "curves.png", history)
-        folders.write_json(workdir / folders.RESULT, result)
-    for name in ("validation", "test"):
-        if (found := result[name]) is not None:
-            told = console_lib.percent(found["correct"], found["seen"], found["interval95"])
-            which = f", best epoch {found['best_epoch']}" if name == "validation" else ""
-            trainer.console.print(f"{name} accuracy {told}{which}")
-    trainer.console.print(f"{trainer.seconds:.0f} s; everything is in {workdir}", markup=False)
-    return result

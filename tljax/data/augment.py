@@ -37,6 +37,11 @@ class Augmentation:
     flip: bool = True
     rotation: float = 0.0
 
+    @property
+    def random(self) -> bool:
+        """Whether two views of a picture can differ."""
+        return self.crop != "center" or self.flip or self.rotation > 0
+
     def __post_init__(self):
         if self.crop not in ("random_resized", "random", "center"):
             raise UserError(f"augment.crop={self.crop!r} is not one of random_resized, random, center")

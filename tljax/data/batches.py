@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -63,16 +63,47 @@ def train_batches(
     Yields:
       Batches.
     """
+    canvas = canvas or canvas_of(pixels, indices)
+    for batch in shuffled(labels, indices, batch_size=batch_size, seed=seed, epoch=epoch, start=start, rows=rows):
+        yield batch | whole_pictures(pixels, batch, canvas)
+
+
+def shuffled(
+    labels: np.ndarray,
+    indices: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    rows: Rows | None = None,
+) -> Iterator[Batch]:
+    """`train_batches` without the pictures: label, index and mask of each batch."""
     order = np.random.default_rng([seed, epoch]).permutation(np.asarray(indices, np.int64))
-    height, width = canvas or canvas_of(pixels, order)
+    yield from in_order(labels, order, batch_size=batch_size, start=start, rows=rows)
+
+
+def in_order(
+    labels: np.ndarray, indices: np.ndarray, *, batch_size: int, start: int = 0, rows: Rows | None = None
+) -> Iterator[Batch]:
+    """Label, index and mask of batches in the order of `indices`."""
+    if rows is None or isinstance(rows, slice):
+        rows = np.arange(batch_size)[rows or slice(None)]
+    for number in range(start, num_batches(len(indices), batch_size)):
+        chosen = indices[number * batch_size : (number + 1) * batch_size]
+        mask = (rows < len(chosen)).astype(np.float32)
+        index = np.where(mask > 0, chosen[np.minimum(rows, len(chosen) - 1)], 0).astype(np.int32)
+        yield {"label": np.where(mask > 0, np.asarray(labels)[index], 0).astype(np.int32), "index": index, "mask": mask}
+
+
+def whole_pictures(pixels: Pixels, batch: Batch, canvas: tuple[int, int]) -> Batch:
+    """`image` and `size` of a batch: whole pictures on a canvas of (height, width)."""
 
     def place(image: np.ndarray, target: np.ndarray) -> tuple[int, int]:
         target[: image.shape[0], : image.shape[1]] = image
         return image.shape[0], image.shape[1]
 
-    for number in range(start, num_batches(len(order), batch_size)):
-        chosen = order[number * batch_size : (number + 1) * batch_size]
-        yield _assemble(pixels, labels, chosen, batch_size, (height, width), rows, place)
+    return _pictures(pixels, batch, canvas, place)
 
 
 def eval_batches(
@@ -98,7 +129,12 @@ def eval_batches(
     Yields:
       Batches with `image` `[B, crop, crop, 3]`, `size` (crop, crop) throughout.
     """
-    indices = np.asarray(indices, np.int64)
+    for batch in in_order(labels, np.asarray(indices, np.int64), batch_size=batch_size, rows=rows):
+        yield batch | central_squares(pixels, batch, crop)
+
+
+def central_squares(pixels: Pixels, batch: Batch, crop: int) -> Batch:
+    """`image` and `size` of a batch: torchvision's `CenterCrop(crop)`."""
 
     def place(image: np.ndarray, target: np.ndarray) -> tuple[int, int]:
         (top, into_top, height), (left, into_left, width) = (_centre(side, crop) for side in image.shape[:2])
@@ -107,9 +143,7 @@ def eval_batches(
         ]
         return crop, crop
 
-    for number in range(num_batches(len(indices), batch_size)):
-        chosen = indices[number * batch_size : (number + 1) * batch_size]
-        yield _assemble(pixels, labels, chosen, batch_size, (crop, crop), rows, place)
+    return _pictures(pixels, batch, (crop, crop), place)
 
 
 def _centre(side: int, crop: int) -> tuple[int, int, int]:
@@ -119,17 +153,12 @@ def _centre(side: int, crop: int) -> tuple[int, int, int]:
     return round((side - crop) / 2.0), 0, crop
 
 
-def _assemble(pixels, labels, chosen, batch_size, canvas, rows, place) -> Batch:
-    if rows is None or isinstance(rows, slice):
-        rows = np.arange(batch_size)[rows or slice(None)]
-    mask = (rows < len(chosen)).astype(np.float32)
-    index = np.where(mask > 0, chosen[np.minimum(rows, len(chosen) - 1)], 0).astype(np.int32)
-    image = np.zeros((len(index), *canvas, 3), np.uint8)
-    size = np.tile(np.array(canvas, np.int32), (len(index), 1))
-    label = np.where(mask > 0, np.asarray(labels)[index], 0).astype(np.int32)
-    for row in np.flatnonzero(mask):
-        size[row] = place(pixels.image(index[row]), image[row])
-    return {"image": image, "size": size, "label": label, "index": index, "mask": mask}
+def _pictures(pixels: Pixels, batch: Batch, canvas: tuple[int, int], place: Callable[..., tuple[int, int]]) -> Batch:
+    image = np.zeros((len(batch["index"]), *canvas, 3), np.uint8)
+    size = np.tile(np.array(canvas, np.int32), (len(image), 1))
+    for row in np.flatnonzero(batch["mask"]):
+        size[row] = place(pixels.image(batch["index"][row]), image[row])
+    return {"image": image, "size": size}
 
 
 _END = object()

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich import box
 from rich.console import Console
@@ -82,6 +82,23 @@ def make_writer(workdir: Path, console: Console, *, first: bool) -> Writer:
         return _NoWriter()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return metric_writers.create_default_writer(str(workdir), asynchronous=False)
+
+
+def epoch_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """An epoch in words; `rows` has the line of each member in its history."""
+    first = rows[0]
+    words = [f"epoch {first['epoch']:>3}"]
+    if len(rows) == 1:
+        words.append(f"training loss {first['train_loss']:.4f} {first['train_accuracy']:6.1%}")
+        if first["val_accuracy"] is not None:
+            counts = f"({first['val_correct']} of {first['val_seen']})"
+            words.append(f"validation loss {first['val_loss']:.4f} {first['val_accuracy']:6.1%} {counts}")
+        return words
+    for split, name in (("train", "training"), ("val", "validation")):
+        values = [row[f"{split}_accuracy"] for row in rows]
+        if values[0] is not None:
+            words.append(f"{name} {min(values):6.1%} to {max(values):6.1%}")
+    return [*words, f"{len(rows)} members"]
 
 
 def percent(correct: int, seen: int, interval: Sequence[float]) -> str:

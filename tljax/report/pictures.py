@@ -29,8 +29,8 @@ def save_batch(path: Path, images: np.ndarray, labels: Sequence[str]) -> None:
     figure.savefig(path, dpi=100)
 
 
-def save_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Saves loss and accuracy over the epochs, the best epoch marked."""
+def save_curves(path: Path, history: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> None:
+    """Saves loss and accuracy over the epochs, the `best` one marked."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for ax, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -46,9 +46,7 @@ def save_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
                     markersize=3.5,
                     label={"train": "training (augmented)", "val": "validation"}[split],
                 )
-        scored = [row for row in history if row["val_accuracy"] is not None]
-        if scored:
-            best = max(scored, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+        if best["val_accuracy"] is not None:
             ax.axvline(best["epoch"], color="0.6", linewidth=1, linestyle=":", label=f"best epoch, {best['epoch']}")
         ax.set_xlabel("epoch")
         ax.set_ylabel("accuracy (%)" if name == "accuracy" else "loss")

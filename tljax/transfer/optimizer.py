@@ -85,7 +85,10 @@ def make_optimizer(
 
     def chain(group: GroupPlan) -> optax.GradientTransformation:
         mask = None if decay_all else lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-        decay = [optax.add_decayed_weights(group.weight_decay, mask)] if group.weight_decay else []
+        decays = (
+            isinstance(group.weight_decay, jax.Array) or group.weight_decay != 0
+        )  # an array: a member's own, traced
+        decay = [optax.add_decayed_weights(group.weight_decay, mask)] if decays else []
         rule = optax.trace(momentum) if name == "sgd" else optax.scale_by_adam()
         before, after = ([], decay) if name == "adamw" else (decay, [])
         return optax.chain(*before, rule, *after, scale_by_rate(group.lr))

@@ -1,0 +1,244 @@
+"""Kept features and populations: the same numbers as plain single runs, for less."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests import tiny
+from tljax import train
+from tljax.checkpoint import saved_steps, saved_variables
+from tljax.errors import UserError
+from tljax.transfer.population import members_of
+
+QUIET = Console(quiet=True)
+PLAIN = {"augment__crop": "center", "augment__flip": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder, tmp_path_factory):
+    """A finished run to start from, so that a frozen prefix is not random."""
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    train.run(tiny.make_config(folder, epochs=1), workdir, console=QUIET)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def squeezed(folder, tmp_path_factory):
+    """The same of a SqueezeNet, whose head has dropout, cut short."""
+    workdir = tmp_path_factory.mktemp("squeezed") / "run"
+    train.run(squeezenet(folder, model__weights="None", transfer__train="all"), workdir, console=QUIET)
+    return workdir
+
+
+def squeezenet(folder, **overrides):
+    name = {"model__name": "squeezenet1_1", "model__width": None, "model__blocks": None, "model__until": "fire2"}
+    return tiny.make_config(folder, **(name | {"epochs": 1} | overrides))
+
+
+def leaves(workdir, step):
+    return jax.tree.leaves(saved_variables(workdir, step))
+
+
+def agree(a, b, tolerance):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+CACHED_CASES = {
+    "head of a ResNet": dict(transfer__train="head"),
+    "last stage": dict(transfer__train="layer2,head", optimizer__lr_decay=0.5),
+    "not contiguous": dict(transfer__train="layer1,head"),
+    "in parts, on the devices": dict(transfer__train="head", accumulate=2, data__placement="device"),
+}
+
+
+@pytest.mark.parametrize("case", CACHED_CASES)
+def test_features_that_are_kept_change_nothing(case, folder, pretrained, tmp_path, x64):
+    found = []
+    for features in ("auto", "off"):
+        config = tiny.make_config(
+            folder, model__dtype="float64", model__weights=str(pretrained), cache__features=features, epochs=2,
+            **PLAIN, **CACHED_CASES[case],
+        )  # fmt: skip
+        result = train.run(config, tmp_path / features, console=QUIET)
+        assert (result["features"] is not None) == (features == "auto")
+        found.append((leaves(tmp_path / features, result["history"][-1]["step"]), result))
+    agree(found[0][0], found[1][0], 1e-10)
+    for a, b in zip(found[0][1]["history"], found[1][1]["history"], strict=True):
+        assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-9)
+    assert found[0][1]["test"]["correct"] == found[1][1]["test"]["correct"]
+
+
+def test_dropout_draws_the_same_over_kept_features(folder, squeezed, tmp_path, x64):
+    found = []
+    for features in ("auto", "off"):
+        config = squeezenet(
+            folder, model__dtype="float64", model__weights=str(squeezed), transfer__train="head",
+            cache__features=features, **PLAIN,
+        )  # fmt: skip
+        result = train.run(config, tmp_path / features, console=QUIET)
+        found.append(leaves(tmp_path / features, result["best_step"]))
+    agree(*found, 1e-10)
+
+
+def test_views_are_those_of_the_first_epochs(folder, pretrained, tmp_path, x64):
+    """With as many views as epochs, training is that without a cache; the file gives what memory gives."""
+    found = []
+    for name, options in {
+        "plain": {},
+        "views": {"cache__views": 2},
+        "file": {"cache__views": 2, "cache__memory_gb": 1e-9},
+    }.items():
+        config = tiny.make_config(
+            folder, model__dtype="float64", model__weights=str(pretrained), transfer__train="head", epochs=2, **options
+        )
+        result = train.run(config, tmp_path / name, console=QUIET)
+        found.append(leaves(tmp_path / name, result["history"][-1]["step"]))
+        assert (result["features"] or {}).get("views", 0) == options.get("cache__views", 0)
+    agree(found[0], found[1], 1e-10)
+    agree(found[1], found[2], 0)
+    assert result["features"]["in"] == "file"
+    assert (tmp_path / "file" / "features-train-0.npy").exists()
+
+
+def test_features_are_not_kept_where_something_random_reaches_them(folder, pretrained, tmp_path):
+    config = tiny.make_config(folder, model__weights=str(pretrained), transfer__train="head", epochs=1)
+    assert train.run(config, tmp_path / "run", console=QUIET)["features"] is None
+    moving = tiny.make_config(
+        folder, model__weights=str(pretrained), transfer__train="head", transfer__bn="torch_frozen_params", epochs=1,
+        **PLAIN,
+    )  # fmt: skip
+    assert train.run(moving, tmp_path / "moving", console=QUIET)["features"] is None
+
+
+POPULATIONS = {
+    "heads": (dict(transfer__train="head", **PLAIN), dict(lr=(1e-3, 1e-2), seed=(0, 7))),
+    "optimizers": (
+        dict(transfer__train="head", **PLAIN),
+        dict(optimizer=("adam", "sgd"), lr=(1e-3, 1e-2), weight_decay=(0.0, 1e-2)),
+    ),
+    "stages": (
+        dict(transfer__train="layer2,head", optimizer__lr_decay=0.5, optimizer__clip=1.0, **PLAIN),
+        dict(lr=(1e-3, 1e-2), schedule=("constant", "cosine")),
+    ),
+    "everything, augmented": (dict(transfer__train="all"), dict(lr=(1e-3, 3e-3))),
+    "own rates": (dict(transfer__train="layer2,head"), dict(lr_groups=("", "layer2:1e-5"))),
+}
+
+
+@pytest.mark.parametrize("case", POPULATIONS)
+def test_each_member_ends_where_its_own_single_run_would(case, folder, pretrained, tmp_path, x64):
+    options, axes = POPULATIONS[case]
+    tolerance = 1e-10 if PLAIN.items() <= options.items() else 1e-6  # random crops are sampled in float32
+    config = tiny.make_config(
+        folder, model__dtype="float64", model__weights=str(pretrained), epochs=2, **options,
+        **{f"population__{axis}": values for axis, values in axes.items()},
+    )  # fmt: skip
+    together = train.run(config, tmp_path / "all", console=QUIET)
+    members = members_of(config)
+    assert len(together["members"]) == len(members) == np.prod([len(v) for v in axes.values()])
+    everything = saved_variables(tmp_path / "all", saved_steps(tmp_path / "all")[-1])
+    for m in (0, len(members) - 1):  # of the first and the last family
+        member = members[m]
+        alone = train.run(member.config, tmp_path / str(m), console=QUIET)
+        single = saved_variables(tmp_path / str(m), alone["history"][-1]["step"])
+        for stacked, own in zip(jax.tree.leaves(everything), jax.tree.leaves(single), strict=True):
+            mine = stacked[m] if stacked.ndim > own.ndim else stacked
+            np.testing.assert_allclose(mine, own, rtol=tolerance, atol=tolerance)
+        row = together["members"][m]
+        assert row["settings"] == member.settings
+        assert row["test"]["correct"] == alone["test"]["correct"]
+        assert row["validation"]["best_epoch"] == alone["validation"]["best_epoch"]
+        written = json.loads((tmp_path / "all" / row["folder"] / "result.json").read_text())
+        for a, b in zip(written["history"], alone["history"], strict=True):
+            assert a["val_loss"] == pytest.approx(b["val_loss"], rel=10 * tolerance)
+        assert written["config"] == json.loads(json.dumps(alone["config"]))
+
+
+def test_a_population_that_was_interrupted_goes_on_as_if_it_had_not_been(folder, pretrained, tmp_path, monkeypatch):
+    def config(epochs):
+        return tiny.make_config(
+            folder,
+            model__weights=str(pretrained),
+            transfer__train="head",
+            epochs=epochs,
+            population__lr=(1e-3, 3e-2),
+            **PLAIN,
+        )
+
+    whole = train.run(config(3), tmp_path / "whole", console=QUIET)
+    saves = []
+    save = train.Trainer.save
+
+    def save_and_die(self, **options):
+        save(self, **options)
+        self.checkpoints.wait()
+        saves.append(self.step)
+        if len(saves) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Trainer, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config(3), tmp_path / "cut", console=QUIET)
+    again = train.run(config(3), tmp_path / "cut", console=QUIET)
+    assert again["members"] == whole["members"]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(population__lr=(1e-3, 1e-3)), "twice"),
+        (dict(population__lr=("fast",)), "does not fit optimizer.lr"),
+        (dict(population__lr=(-1.0,)), "not a positive number"),
+        (dict(population__optimizer=("adam", "lion")), "not one of adam, adamw, sgd"),
+        (dict(population__lr=(1e-3,), transfer__phases="head@1; all"), "do not go together"),
+        (dict(cache__features="yes"), "auto, off"),
+        (dict(data__placement="moon"), "auto, host, device"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_starts(options, words, folder, tmp_path):
+    with pytest.raises(UserError, match=words):
+        train.run(tiny.make_config(folder, **options), tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_compiled_after_the_first_epoch(folder, pretrained, tmp_path, monkeypatch):
+    counts, compiled = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None
+    )
+    log = train.Trainer.log
+    monkeypatch.setattr(
+        train.Trainer, "log", lambda self, rows, writer: (log(self, rows, writer), counts.append(len(compiled)))
+    )
+    for name, options in {"single": {}, "population": {"population__lr": (1e-3, 2e-3)}}.items():
+        counts.clear()
+        config = tiny.make_config(folder, model__weights=str(pretrained), epochs=4, **options)
+        train.run(config, tmp_path / name, console=QUIET)
+        assert counts[0] > 0
+        assert counts[1] - counts[0] <= 3  # what closes an epoch and what saves it ran for the first time
+        assert counts[1] == counts[-1]
+
+
+def test_a_population_on_the_command_line(folder, tmp_path):
+    command = [
+        sys.executable, "-m", "tljax.main", "--config=configs/folder.py", f"--config.data.source=folder:{folder}",
+        "--config.model.weights=None", "--config.model.width=4", "--config.model.blocks=(1,1)", "--config.data.size=32",
+        "--config.transfer.train=all", "--config.epochs=1", "--config.population.lr=(1e-4, 1e-3)",
+        f"--workdir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "validation's choice" in done.stdout
+    assert "2 members" in done.stdout

@@ -1,0 +1,104 @@
+"""What the network is fed with: pictures or kept features, from the host or lying on the devices."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import jax_utils
+
+from tljax.data.batches import Batch, canvas_of, central_squares, in_order, shuffled, whole_pictures
+from tljax.data.load import Data
+from tljax.features import fits_on_device
+
+
+@dataclasses.dataclass
+class Feed:
+    """One split, as batches.
+
+    Attributes:
+      data: the images.
+      split: which of them.
+      batch_size: rows of a global batch.
+      training: whole pictures, to be augmented, in an order drawn anew each epoch; else central squares in order.
+      augment: `(keys, images, sizes) -> views`, for training.
+      normalize: of pixels.
+      crop: side of the squares.
+      seed: of the order.
+      features: `[n, views, ...]` of the split's images, in its order; None to feed pictures.
+      placement: 'host', 'device', or 'auto'.
+    """
+
+    data: Data
+    split: str
+    batch_size: int
+    training: bool
+    augment: Callable[..., jax.Array]
+    normalize: Callable[[Any], jax.Array]
+    crop: int
+    seed: int
+    features: np.ndarray | None = None
+    placement: str = "auto"
+
+    def __post_init__(self):
+        indices = self.indices
+        self._rows = np.zeros(len(self.data.source.names), np.int32)
+        self._rows[indices] = np.arange(len(indices), dtype=np.int32)
+        self._canvas = canvas_of(self.data.pixels, indices) if self.training else (self.crop, self.crop)
+        one = int(np.prod(self._canvas)) * 3
+        size = len(indices) * one if self.features is None else self.features.nbytes
+        on_device = self.placement == "device" or (self.placement == "auto" and fits_on_device(size))
+        self.resident = jax_utils.replicate(self._everything()) if on_device else {}
+
+    @property
+    def indices(self) -> np.ndarray:
+        return self.data.splits[self.split]
+
+    @property
+    def resident_part(self) -> dict[str, Any]:
+        """What every batch is given of what lies on the devices."""
+        return {"resident": self.resident} if self.resident else {}
+
+    def _everything(self) -> dict[str, np.ndarray]:
+        """All inputs of the split at once, in its order, for the devices."""
+        if self.features is not None:
+            return {"feature": np.asarray(self.features)}
+        return self._pictures({"index": self.indices, "mask": np.ones(len(self.indices), np.float32)})
+
+    def _pictures(self, batch: Batch) -> Batch:
+        if self.training:
+            return whole_pictures(self.data.pixels, batch, self._canvas)
+        return central_squares(self.data.pixels, batch, self.crop)
+
+    def batches(
+        self, *, epoch: int = 0, start: int = 0, rows: np.ndarray | None = None, shuffle: bool = True
+    ) -> Iterator[Batch]:
+        """One epoch, from batch `start`; `rows` as for `train_batches`. Evaluation is never shuffled."""
+        labels, options = self.data.source.labels, {"batch_size": self.batch_size, "start": start, "rows": rows}
+        if self.training and shuffle:
+            plain = shuffled(labels, self.indices, seed=self.seed, epoch=epoch, **options)
+        else:
+            plain = in_order(labels, self.indices, **options)
+        for batch in plain:
+            row = self._rows[batch["index"]]
+            if self.resident:
+                yield batch | {"row": row}
+            elif self.features is not None:
+                yield batch | {"feature": self.features[row, epoch % self.features.shape[1]]}
+            else:
+                yield batch | self._pictures(batch)
+
+    def inputs(self, keys: jax.Array, batch: Any) -> jax.Array:
+        """On the device: the keys of examples `[B]`, and a batch with what is resident in it -> the network's input."""
+        if "resident" in batch:
+            taken = {name: values[batch["row"]] for name, values in batch["resident"].items()}
+            if "feature" in taken:
+                view = batch["epoch"] % taken["feature"].shape[1]
+                taken["feature"] = jax.lax.dynamic_index_in_dim(taken["feature"], view, 1, keepdims=False)
+            batch = {**batch, **taken}
+        if "feature" in batch:
+            return batch["feature"]
+        if self.training:
+            return self.normalize(self.augment(keys, batch["image"], batch["size"]))
+        return self.normalize(batch["image"])

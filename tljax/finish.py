@@ -1,0 +1,155 @@
+"""The end of a run: back to the best epoch, one test, everything written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from flax import jax_utils
+
+from tljax import workdir as folders
+from tljax.checkpoint import saved_variables
+from tljax.losses import score
+from tljax.report import console as console_lib
+from tljax.report import pictures, provenance
+from tljax.steps import join_parts, own_parts
+
+if TYPE_CHECKING:
+    from tljax.train import Trainer
+
+SPLITS = (("val", "validation"), ("test", "test"))
+
+
+def best_row(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The epoch with the highest validation accuracy, the earliest of equals; the last where nothing was validated."""
+    scored = [row for row in history if row["val_accuracy"] is not None]
+    return max(scored, key=lambda row: (row["val_accuracy"], -row["epoch"])) if scored else history[-1]
+
+
+def finish(trainer: Trainer) -> dict[str, Any]:
+    """Tests every member once, at its best epoch, and writes the results.
+
+    A single run leaves result.json, predictions.npz and curves.png in its folder. Each member of a population leaves
+    the same in a folder of its own under `members`, and the population's result.json has a row for each.
+    """
+    x, workdir = trainer.x, trainer.workdir
+    trainer.checkpoints.wait()
+    restore_best(trainer)
+    logits = {split: trainer.logits(split) for split, _ in SPLITS if split in x.data.splits}
+    results = []
+    for m in range(len(x.members)):
+        folder = workdir / "members" / f"{m:03}" if x.population else workdir
+        result = member_result(trainer, m, {split: values[m] for split, values in logits.items()})
+        results.append(result)
+        if jax.process_index() == 0:
+            write_member(trainer, folder, result, {split: values[m] for split, values in logits.items()})
+    if not x.population:
+        for _, name in SPLITS:
+            if (found := results[0][name]) is not None:
+                told = console_lib.percent(found["correct"], found["seen"], found["interval95"])
+                which = f", best epoch {found['best_epoch']}" if name == "validation" else ""
+                trainer.console.print(f"{name} accuracy {told}{which}")
+        final = results[0]
+    else:
+        final = population_result(trainer, results)
+    if jax.process_index() == 0:
+        folders.write_json(workdir / folders.RESULT, final)
+    trainer.console.print(f"{trainer.seconds:.0f} s; everything is in {workdir}", markup=False)
+    return final
+
+
+def restore_best(trainer: Trainer) -> None:
+    """Puts the parameters and statistics of the best epoch into the state."""
+    x, state = trainer.x, trainer.one_replica()
+    if not x.population:
+        best = best_row(trainer.histories[0])
+        if best["step"] != trainer.step:
+            if best["epoch"] <= x.phases[0][trainer.phase].first:  # its prefix was another
+                trainer.kept, trainer.evaluators = None, {}
+            trainer.state = jax_utils.replicate(state.replace(**saved_variables(trainer.workdir, best["step"])))
+    elif "val" in x.data.splits:
+        plan = x.plans[0][0]
+        shared = own_parts(x.model, plan, state.variables)[1]
+        own, _ = own_parts(x.model, plan, state.best)
+        trainer.state = jax_utils.replicate(state.replace(**join_parts(own, shared)))
+
+
+def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What a single run finds, as plain values."""
+    x, history = trainer.x, trainer.histories[m]
+    best = best_row(history)
+    result: dict[str, Any] = {"test": None, "validation": None}
+    for split, name in SPLITS:
+        if split in logits:
+            result[name] = score(logits[split], x.data.labels(split), x.plain_loss).as_dict()
+    if result["validation"] is not None:
+        last = {name: history[-1][f"val_{name}"] for name in ("accuracy", "correct", "seen")}
+        result["validation"] |= {"best_epoch": best["epoch"], "last_epoch": last}
+    return result | {
+        "best_step": best["step"],
+        "train": {
+            "images_per_second": trainer.clock.rate,
+            "waited_for_input": trainer.clock.waited_share,
+            "images": len(x.data.splits["train"]),
+            "trainable_parameters": x.plans[m][-1].trainable,
+        },
+        "seconds": trainer.seconds,
+        "features": trainer.kept,
+        "skipped": {"count": len(x.data.skipped), "files": [list(pair) for pair in x.data.skipped]},
+        "classes": list(x.data.source.classes),
+        "preprocessing": x.preprocessing,
+        "weights": x.origin,
+        "plan": [plan.as_rows() for plan in x.plans[m]],
+        "history": history,
+        "config": x.members[m].config.to_dict(),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
+    }
+
+
+def write_member(trainer: Trainer, folder: Path, result: dict[str, Any], logits: dict[str, np.ndarray]) -> None:
+    """The files of a single run, or of one member."""
+    data, predictions = trainer.x.data, {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, values in logits.items():
+        names = np.array([data.source.names[i] for i in data.splits[split]])
+        predictions |= {f"{split}_logits": values, f"{split}_labels": data.labels(split), f"{split}_names": names}
+    np.savez_compressed(folder / "predictions.npz", allow_pickle=False, **predictions)
+    pictures.save_curves(folder / "curves.png", result["history"], best_row(result["history"]))
+    if trainer.x.population:
+        folders.write_csv(folder / folders.METRICS, result["history"])
+        folders.write_json(folder / folders.RESULT, result)
+
+
+def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The members side by side, and which of them validation prefers, the first of equals."""
+    x, by = trainer.x, "validation" if "val" in trainer.x.data.splits else None
+    rows = [
+        {"settings": dict(member.settings), "folder": f"members/{m:03}", "best_step": result["best_step"]}
+        | {name: result[name] for _, name in SPLITS}
+        for m, (member, result) in enumerate(zip(x.members, results, strict=True))
+    ]
+    best = max(range(len(rows)), key=lambda m: (rows[m][by]["accuracy"], -m)) if by else None
+    console_lib.print_table(
+        trainer.console,
+        "Members, each at its best epoch",
+        [
+            {axis: str(value) for axis, value in row["settings"].items()}
+            | {
+                name: console_lib.percent(row[name]["correct"], row[name]["seen"], row[name]["interval95"])
+                for _, name in SPLITS
+                if row[name] is not None
+            }
+            | (
+                {"best epoch": str(row[by]["best_epoch"]), "": "<- validation's choice" if m == best else ""}
+                if by
+                else {}
+            )
+            for m, row in enumerate(rows)
+        ],
+    )
+    alike = ("train", "features", "skipped", "classes", "preprocessing", "weights", "versions", "device")
+    common = {name: results[0][name] for name in alike}
+    return {"members": rows, "best_member": best, "seconds": trainer.seconds, **common, "config": x.config.to_dict()}
