@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests import tiny
-from tljax import train
+from tljax import inspect, train
 from tljax.checkpoint import saved_steps, saved_variables
 from tljax.errors import UserError
 from tljax.transfer.population import members_of
@@ -193,6 +193,9 @@ def test_a_population_that_was_interrupted_goes_on_as_if_it_had_not_been(folder,
         train.run(config(3), tmp_path / "cut", console=QUIET)
     again = train.run(config(3), tmp_path / "cut", console=QUIET)
     assert again["members"] == whole["members"]
+    assert inspect.main([str(tmp_path / "cut")]) == 0
+    with pytest.raises(UserError, match="folder of a population"):
+        train.run(tiny.make_config(folder, model__weights=str(tmp_path / "cut")), tmp_path / "next", console=QUIET)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = folders.read_result(args.workdir)
     if result is None:
         console.print("the run is not finished")
+    elif "members" in result:
+        console.print(f"finished; a population of {len(result['members'])}, whose numbers are counted together")
     else:
         best = (result["validation"] or {}).get("best_epoch", "the last")
         console.print(f"finished; best epoch {best}, step {result['best_step']}")

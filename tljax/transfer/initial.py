@@ -48,6 +48,8 @@ def find_weights(text: str | None, arch: str) -> Weights:
         path, config, result = Path(text), folders.read_config(Path(text)), folders.read_result(Path(text))
         if result is None:
             raise UserError(f"model.weights={text} is the folder of a run that is not finished")
+        if "members" in result:
+            raise UserError(f"model.weights={text} is the folder of a population; run the member you want alone")
         if config["model"]["name"] != arch:
             raise UserError(f"model.weights={text} is a run of {config['model']['name']}, but model.name={arch}")
         prep = pretrained.Preprocessing(**result["preprocessing"])
