@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS ?= dev
+PROCESSES ?= 2
 
 .PHONY: demo test lint clean
 
@@ -8,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

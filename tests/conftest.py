@@ -7,10 +7,11 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# A program that several tests run is compiled once; the commands that tests start share it.
-os.environ["TLJAX_CACHE"] = tempfile.mkdtemp(prefix="tljax-tests-")
+# A program that several tests run is compiled once; the processes of one pytest and the commands they start share it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["TLJAX_CACHE"] = tempfile.mkdtemp(prefix="tljax-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TLJAX_CACHE"] + "/xla"
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from tljax.machine import tune_cpu
 
@@ -55,5 +56,16 @@ def x64():
         yield
 
 
+@pytest.fixture(autouse=True)
+def forget_programs():
+    """Drops compiled programs when there are many. Each is mapped into memory piece by piece, JAX keeps them all, and a
+    process that has reached the kernel's limit of 65,530 mappings dies of a segmentation fault."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+
+
 def pytest_unconfigure():
-    shutil.rmtree(os.environ["TLJAX_CACHE"], ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["TLJAX_CACHE"], ignore_errors=True)
