@@ -58,7 +58,7 @@ def our_step(arch: str, train: str, batch: int, dtype: str) -> tuple[Callable[..
     step = make_train_step(
         model=model,
         plan=plan,
-        families=[Family(lambda hyper: tx, {}, (make_schedule("constant", steps=1),))],
+        families=[Family.single(tx, make_schedule("constant", steps=1))],
         loss=make_loss("softmax"),
         inputs=lambda keys, data: normalize(data["image"]).astype(dtype),
         cut=prefix_end(model, plan),

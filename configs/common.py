@@ -29,9 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.std = ()
     data.workers = 0  # decoding threads; 0: one per core
     data.memory_gb = 0.0  # decoded images beyond this lie in a file of the workdir; 0: half of the free memory
-    data.placement = (
-        "auto"  # decoded data and kept features: host, device (indices alone travel), auto: where it is fast
-    )
+    data.placement = "auto"  # of decoded data and kept features: host, device, or auto: where it is fast
     data.tfds_dir = ""  # where TFDS keeps prepared data; empty: TFDS_DATA_DIR, else its own default
 
     config.model = model = ml_collections.ConfigDict()

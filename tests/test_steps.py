@@ -43,7 +43,7 @@ def build(
     step = make_train_step(
         model=model,
         plan=plan,
-        families=[Family(lambda hyper: tx, {}, (make_schedule("constant", steps=1),))],
+        families=[Family.single(tx, make_schedule("constant", steps=1))],
         loss=make_loss("softmax"),
         inputs=lambda keys, batch: NORMALIZE(batch["image"]).astype(dtype),
         cut=prefix_end(model, plan),

@@ -27,6 +27,7 @@ from tljax.steps import (
     Family,
     Replicas,
     augmentation_keys,
+    by_family,
     example_keys,
     join_parts,
     make_forward_step,
@@ -123,20 +124,19 @@ class Experiment:
             return make_families(self.members, plans, schedules, dtype=parameter_dtype(self.config.model.dtype))
         o = self.config.optimizer
         tx = make_optimizer(plans[0], name=o.name, momentum=o.momentum, clip=o.clip, decay_all=o.decay_all)
-        return [Family(lambda hyper: tx, {}, tuple(schedules))]
+        return [Family.single(tx, schedules[0])]
 
     def init_optimizer(self, phase: int, params: Any) -> Any:
         """The optimizer state at the beginning of a phase."""
-        plan, families, states, first = self.plans[0][phase], self.families(phase), [], 0
+        families = self.families(phase)
         if not self.population:
             return families[0].optimizer({}).init(params)
-        trainable, frozen = plan.split(params)
-        for family in families:
-            mine = jax.tree.map(lambda v: v[first : first + family.size], trainable)  # noqa: B023
-            run = jax.vmap(lambda own, hyper: family.optimizer(hyper).init(merge(own, frozen)))  # noqa: B023
-            states.append(run(mine, family.hyper))
-            first += family.size
-        return tuple(states)
+        trainable, frozen = self.plans[0][phase].split(params)
+
+        def init(family: Family, mine: Any) -> Any:
+            return jax.vmap(lambda own, hyper: family.optimizer(hyper).init(merge(own, frozen)))(mine, family.hyper)
+
+        return tuple(init(*each) for each in zip(families, by_family(families, trainable), strict=True))
 
     def train_step(self, phase: int, feed: Feed) -> Callable[..., Any]:
         """The step of one replica in a phase."""
@@ -168,8 +168,10 @@ class Experiment:
             how=self.how(phase),
         )
 
-    def feed(self, split: str, *, training: bool = False, features: np.ndarray | None = None) -> Feed:
-        """A split as batches, in whole pictures and shuffled for training."""
+    def feed(
+        self, split: str, *, training: bool = False, features: np.ndarray | None = None, once: bool = False
+    ) -> Feed:
+        """A split as batches, in whole pictures and shuffled for training; gone through but `once`, from the host."""
         return Feed(
             data=self.data,
             split=split,
@@ -180,7 +182,7 @@ class Experiment:
             crop=self.config.data.size,
             seed=self.config.seed,
             features=features,
-            placement=self.config.data.placement,
+            placement="host" if once else self.config.data.placement,
         )
 
     @property

@@ -14,6 +14,7 @@ from flax import traverse_util
 from tljax.errors import UserError
 from tljax.models import Network
 from tljax.transfer.plan import Plan
+from tljax.workdir import write_json
 
 
 def prefix_end(model: Network, plan: Plan) -> str | None:
@@ -38,14 +39,6 @@ def digest(model: Network, end: str, variables: Mapping[str, Any], inputs: Mappi
         flat: dict[Any, Any] = dict(traverse_util.flatten_dict(variables[name]))
         for path in sorted(path for path in flat if model.group_of(path) in below):
             found.update(repr(path).encode() + np.asarray(flat[path]).tobytes())
-    return found.hexdigest()
-
-
-def pixels_digest(buffer: np.ndarray) -> str:
-    """A digest of decoded images, a piece at a time."""
-    found = hashlib.blake2b()
-    for start in range(0, buffer.size, 1 << 26):
-        found.update(np.ascontiguousarray(buffer[start : start + (1 << 26)]).data)
     return found.hexdigest()
 
 
@@ -93,7 +86,7 @@ def collect(
         kept.flush()
         file.with_suffix(".json").unlink(missing_ok=True)
         os.replace(part, file)
-        file.with_suffix(".json").write_text(json.dumps({"key": key}))
+        write_json(file.with_suffix(".json"), {"key": key})
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         part.unlink(missing_ok=True)

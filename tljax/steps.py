@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +40,7 @@ def dropout_keys(keys: jax.Array) -> jax.Array:
 
 Own = dict[str, dict[Path, Any]]
 """What one member changes: `params` that train and `batch_stats` that move, each flat by path."""
+NOTHING: Own = {"params": {}, "batch_stats": {}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +57,16 @@ class Family:
     hyper: Any
     schedules: tuple[Schedule, ...]
 
-    @property
-    def size(self) -> int:
-        return len(self.schedules)
+    @classmethod
+    def single(cls, tx: optax.GradientTransformationExtraArgs, schedule: Schedule) -> "Family":
+        """The family of a single run."""
+        return cls(lambda hyper: tx, {}, (schedule,))
+
+
+def by_family(families: Sequence[Family], tree: Any) -> list[Any]:
+    """A tree whose leaves have a leading axis of members, cut into one tree per family."""
+    ends = list(itertools.accumulate(len(family.schedules) for family in families))
+    return [jax.tree.map(operator.itemgetter(slice(a, b)), tree) for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def own_parts(model: Network, plan: Plan, variables: Mapping[str, Any]) -> tuple[Own, Own]:
@@ -72,6 +82,11 @@ def own_parts(model: Network, plan: Plan, variables: Mapping[str, Any]) -> tuple
 def join_parts(own: Own, shared: Own) -> dict[str, Any]:
     """The inverse of `own_parts`."""
     return {name: merge(own[name], shared[name]) for name in ("params", "batch_stats")}
+
+
+def run_prefix(model: Network, shared: Own, x: jax.Array, *, begin: str | None, end: str) -> Any:
+    """Stages of the constant prefix, which no member changes."""
+    return model.apply(join_parts(NOTHING, shared), x, Pass(), begin=begin, end=end)
 
 
 def each_member(function: Callable[..., Any], how: str, *arguments: Any) -> Any:
@@ -128,12 +143,8 @@ def make_train_step(
     def parts_of(examples: Any) -> Any:
         return jax.tree.map(lambda v: jnp.moveaxis(v.reshape(-1, accumulate, *v.shape[1:]), 1, 0), examples)
 
-    def prefix(shared: Own, x: jax.Array) -> jax.Array:
-        variables = join_parts({"params": {}, "batch_stats": {}}, shared)
-
-        def run(x: jax.Array) -> Any:
-            return model.apply(variables, x, Pass(), begin=begin, end=shared_prefix)
-
+    def prefix(shared: Own, x: jax.Array, end: str) -> jax.Array:
+        run = functools.partial(run_prefix, model, shared, begin=begin, end=end)
         if accumulate == 1:
             return run(x)
         y = jnp.moveaxis(jax.lax.map(run, parts_of(x)), 0, 1)
@@ -189,18 +200,17 @@ def make_train_step(
         keys = example_keys(key, batch["epoch"], batch["index"])
         x = inputs(augmentation_keys(keys), batch)
         if shared_prefix:
-            x = prefix(shared, x)
+            x = prefix(shared, x, shared_prefix)
         examples = {"x": x, "key": keys, "label": batch["label"], "mask": batch["mask"]}
         seen = total(batch["mask"].sum())
-        opt_states, done, first = (state.opt_state,) if alone else state.opt_state, [], 0
-        for family, opt_state in zip(families, opt_states, strict=True):
+        owns, opt_states = ([own], (state.opt_state,)) if alone else (by_family(families, own), state.opt_state)
+        done = []
+        for family, mine, opt_state in zip(families, owns, opt_states, strict=True):
             factors = [schedule(state.step - first_step) for schedule in family.schedules]
-            mine = own if alone else jax.tree.map(lambda v: v[first : first + family.size], own)  # noqa: B023
             run = functools.partial(update, family, shared, examples, seen)
             done.append(
                 each_member(run, how, mine, opt_state, family.hyper, factors[0] if alone else jnp.stack(factors))
             )
-            first += family.size
         if alone:
             ((own, opt_state, metrics),) = done
         else:
@@ -235,12 +245,11 @@ def make_forward_step(
     def step(variables: Any, batch: Batch, key: jax.Array) -> jax.Array:
         own, shared = own_parts(model, plan, variables)
         x = inputs(augmentation_keys(example_keys(key, batch["epoch"], batch["index"])), batch)
-        if end is not None:  # within the prefix, which no member changes
-            y: Any = model.apply(join_parts({"params": {}, "batch_stats": {}}, shared), x, Pass(), begin=begin, end=end)
+        if end is not None:
+            y: Any = run_prefix(model, shared, x, begin=begin, end=end)
         else:
             if cut != begin and cut is not None:
-                prefix = join_parts({"params": {}, "batch_stats": {}}, shared)
-                x = model.apply(prefix, x, Pass(), begin=begin, end=cut)
+                x = run_prefix(model, shared, x, begin=begin, end=cut)
 
             def finish(own: Own) -> Any:
                 return model.apply(join_parts(own, shared), x, Pass(), begin=cut or begin)

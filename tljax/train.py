@@ -27,9 +27,8 @@ from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
 from tljax.report import console as console_lib
 from tljax.state import TrainState
-from tljax.steps import own_parts, parallel_forward_step, parallel_train_step
+from tljax.steps import NOTHING, join_parts, own_parts, parallel_forward_step, parallel_train_step
 from tljax.transfer.optimizer import carry_moments
-from tljax.transfer.plan import merge
 
 # Steps dispatched before the host waits for one: enough to keep a device busy, few enough to bound the memory.
 IN_FLIGHT = 2
@@ -181,7 +180,7 @@ class Trainer:
         own = own_parts(self.x.model, self.x.plans[0][0], variables)[0]
         members = len(self.x.members)
         nothing = {"accuracy": np.full(members, -1.0, np.float32), "step": np.zeros(members, np.int32)}
-        return {name: merge(own[name]) for name in own} | nothing
+        return join_parts(own, NOTHING) | nothing
 
     def no_sums(self) -> dict[str, np.ndarray]:
         """The sums of an epoch before its first step, by member."""
@@ -239,9 +238,8 @@ class Trainer:
         """
         x, cache, cut = self.x, self.x.config.cache, self.x.cut(phase)
         self.kept, self.evaluators = None, {}
-        pictures = x.feed("train", training=True)
         if cut is None or cache.features == "off" or not x.views:
-            return pictures
+            return x.feed("train", training=True)
         images = sum(
             len(x.data.splits[split]) * n for split, n in (("train", x.views), ("val", 1)) if split in x.data.splits
         )
@@ -256,7 +254,7 @@ class Trainer:
         slower = jax.default_backend() != "cpu"  # to read from a disk than to compute again
         if spill and slower and not cache.views:
             self.console.print(f"{prefix}: {size / 1e9:.1f} GB of features do not fit in memory and are not kept")
-            return pictures
+            return x.feed("train", training=True)
         self.kept = {
             "prefix": names,
             "end": cut,
@@ -265,7 +263,7 @@ class Trainer:
             "in": "file" if spill else "memory",
         }
         began = time.perf_counter()
-        features = self.features_of(pictures, x.views, one)
+        features = self.features_of("train", x.views, one)
         if "val" in x.data.splits:
             self.evaluator("val", one)
         self.kept["seconds"] = time.perf_counter() - began
@@ -280,15 +278,16 @@ class Trainer:
         )
         return x.feed("train", training=True, features=features)
 
-    def features_of(self, pictures: Feed, views: int, one: Any) -> np.ndarray:
+    def features_of(self, split: str, views: int, one: Any) -> np.ndarray:
         """Features `[n, views, ...]` of a split; `one` has the shape and type of a batch of one."""
         x, cut = self.x, self.x.cut(self.phase)
+        pictures = x.feed(split, training=split == "train", once=True)
         assert cut is not None and self.kept is not None
         variables, key, file = self.state.variables, "", None
         if self.kept["in"] == "file":
             inputs = {
                 **x.preprocessing,
-                "pixels": features_lib.pixels_digest(x.data.pixels.buffer),
+                "pixels": x.data.pixels_digest,
                 "images": x.data.fingerprint,
                 "split": pictures.split,
                 "views": views,
@@ -405,10 +404,11 @@ class Trainer:
         def newer(old: Any, new: Any) -> Any:
             return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        now = {name: merge(own[name]) for name in own} | {
+        now = join_parts(own, NOTHING) | {
             "accuracy": jnp.asarray(accuracy), "step": jnp.full(len(better), step, jnp.int32)
         }  # fmt: skip
-        self.state = jax_utils.replicate(state.replace(best=jax.tree.map(newer, state.best, now)))
+        best = jax.tree.map(newer, state.best, now)
+        self.state = self.state.replace(best=jax_utils.replicate(best))
 
     def log(self, rows: list[dict[str, Any]], writer: console_lib.Writer) -> None:
         """The epoch's line on the console; metrics.csv and TensorBoard for a single run."""
@@ -425,9 +425,8 @@ class Trainer:
     def evaluator(self, split: str, one: Any = None) -> tuple[Feed, Callable[..., Any]]:
         """What evaluates a split: on kept features where there are any and they are used more than once."""
         if split not in self.evaluators:
-            feed = self.x.feed(split)
-            if self.kept is not None and one is not None:
-                feed = self.x.feed(split, features=self.features_of(feed, 1, one))
+            keep = self.kept is not None and one is not None
+            feed = self.x.feed(split, features=self.features_of(split, 1, one) if keep else None)
             self.evaluators[split] = feed, parallel_forward_step(self.x.forward_step(self.phase, feed))
         return self.evaluators[split]
 

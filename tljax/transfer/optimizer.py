@@ -85,9 +85,8 @@ def make_optimizer(
 
     def chain(group: GroupPlan) -> optax.GradientTransformation:
         mask = None if decay_all else lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-        decays = (
-            isinstance(group.weight_decay, jax.Array) or group.weight_decay != 0
-        )  # an array: a member's own, traced
+        # An array is a member's own decay, traced: its value cannot be asked for.
+        decays = isinstance(group.weight_decay, jax.Array) or group.weight_decay != 0
         decay = [optax.add_decayed_weights(group.weight_decay, mask)] if decays else []
         rule = optax.trace(momentum) if name == "sgd" else optax.scale_by_adam()
         before, after = ([], decay) if name == "adamw" else (decay, [])

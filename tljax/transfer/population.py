@@ -37,10 +37,6 @@ class Member:
     settings: Mapping[str, Any]
     config: Any
 
-    @property
-    def name(self) -> str:
-        return " ".join(f"{axis}={value}" for axis, value in self.settings.items())
-
 
 def is_population(config: Any) -> bool:
     """Whether a config asks for one, be it of one member."""
