@@ -1,18 +1,19 @@
 """The step: pure, exact about what is frozen, and the same on any number of devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tljax.data.augment import make_normalize
-from tljax.features import prefix_end
 from tljax.losses import make_loss
 from tljax.models import create_model, init_variables
 from tljax.state import TrainState
 from tljax.steps import AXIS, Family, Replicas, make_forward_step, make_train_step, parallel_train_step
 from tljax.transfer.optimizer import make_optimizer, make_schedule
-from tljax.transfer.plan import make_plan, merge
+from tljax.transfer.plan import make_plan, merge, prefix_end
 
 SIDE = 32
 NORMALIZE = make_normalize((0.5,) * 3, (0.25,) * 3)
@@ -33,6 +34,7 @@ def build(
     clip=0.0,
     cross=False,
     blocks=(1, 1),
+    kept=False,
 ):
     """A step, its state and its plan, on a small network and whole pictures."""
     options = {"width": 8, "blocks": blocks} if "resnet" in arch else {}
@@ -45,7 +47,8 @@ def build(
         plan=plan,
         families=[Family.single(tx, make_schedule("constant", steps=1))],
         loss=make_loss("softmax"),
-        inputs=lambda keys, batch: NORMALIZE(batch["image"]).astype(dtype),
+        inputs=lambda keys, batch: batch["feature"] if kept else NORMALIZE(batch["image"]).astype(dtype),
+        begin=prefix_end(model, plan) if kept else None,
         cut=prefix_end(model, plan),
         accumulate=accumulate,
         cross_replica_bn=cross,
@@ -122,6 +125,63 @@ def test_head_only_costs_a_forward_pass_and_the_head():
         build(train="all", blocks=(1, 1, 1))[0], build(train="all", blocks=(1, 1, 1))[1], batch, jax.random.key(0)
     )
     assert everything > 2.5 * forward
+
+
+@pytest.mark.parametrize(("train", "blocks"), [("head", (1, 1)), ("layer2,head", (1, 1)), ("layer3,head", (1, 1, 1))])
+def test_a_step_over_kept_features_costs_no_prefix(train, blocks):
+    step, state, plan, model = build(train=train, blocks=blocks)
+    batch, key, end = {**make_batch(32), "epoch": np.int32(0)}, jax.random.key(0), prefix_end(model, plan)
+    prefix = functools.partial(model.apply, end=end)
+    images = NORMALIZE(batch["image"])
+    over_features = build(train=train, blocks=blocks, kept=True)[0]
+    whole, kept = (
+        flops(step, state, batch, key),
+        flops(over_features, state, batch | {"feature": prefix(state.variables, images)}, key),
+    )
+    assert whole - kept == pytest.approx(flops(prefix, state.variables, images), rel=0.05)
+
+
+def test_members_of_a_population_cost_their_heads_alone():
+    members, key = 10, jax.random.key(0)
+    batch = {**make_batch(32), "epoch": np.int32(0)}
+    step, state, plan, model = build(train="head", blocks=(1, 1, 1))
+    many = make_train_step(
+        model=model,
+        plan=plan,
+        families=[
+            Family(
+                lambda rate: make_optimizer(plan, name="adam"),
+                jnp.ones(members),
+                (make_schedule("constant", steps=1),) * members,
+            )
+        ],
+        loss=make_loss("softmax"),
+        inputs=lambda keys, batch: NORMALIZE(batch["image"]),
+        cut=prefix_end(model, plan),
+        how="vmap",
+        axis=None,
+    )
+
+    def stacked(tree):
+        return jax.tree.map(lambda x: jnp.stack([x] * members), tree)
+
+    trainable, frozen = plan.split(state.params)
+    population = state.replace(params=merge(stacked(trainable), frozen), opt_state=(stacked(state.opt_state),))
+    one, ten = flops(step, state, batch, key), flops(many, population, batch, key)
+    prefix = flops(functools.partial(model.apply, end="head"), state.variables, NORMALIZE(batch["image"]))
+    ceiling = members * one / (prefix + members * (one - prefix))
+    assert members * one / ten >= 0.9 * ceiling
+    assert ceiling > 5
+
+
+def test_training_the_last_stage_takes_at_most_half_the_memory_of_training_everything():
+    needed = []
+    for train in ("layer3,head", "all"):
+        step, state, _, _ = build(train=train, blocks=(1, 1, 1))
+        batch = {**make_batch(64), "epoch": np.int32(0)}
+        found = jax.jit(step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile().memory_analysis()
+        needed.append(found.temp_size_in_bytes)
+    assert needed[0] <= 0.5 * needed[1]
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
