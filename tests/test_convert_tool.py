@@ -15,7 +15,7 @@ import safetensors.numpy
 from tljax.convert.names import flatten, to_torch
 from tljax.convert.torch_file import read_state_dict
 from tljax.convert.weights_file import load_weights, sha256_of
-from tljax.models import create_model, init_variables
+from tljax.models import create_model, variable_shapes
 
 TOOL = Path(__file__).parents[1] / "tools" / "convert_torch_weights.py"
 
@@ -36,7 +36,7 @@ tool = load_tool()
 def torch_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SqueezeNet 1.1 for 7 classes under torchvision's names."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_variables(create_model("squeezenet1_1", num_classes=7), jax.random.key(0)))
+    shapes = variable_shapes(create_model("squeezenet1_1", num_classes=7))
     variables = jax.tree.map(lambda a: rng.standard_normal(a.shape, np.float32), shapes)
     path = tmp_path_factory.mktemp("torch") / "squeezenet1_1-seven.safetensors"
     safetensors.numpy.save_file(to_torch(variables), path, {"format": "pt"})

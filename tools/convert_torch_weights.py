@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tljax.command_line import OneLineParser, one_line
@@ -21,7 +20,7 @@ from tljax.convert.names import flatten, to_torch
 from tljax.convert.pretrained import check_hash
 from tljax.convert.weights_file import load_weights, save_weights, sha256_of, write_safetensors
 from tljax.errors import UserError
-from tljax.models import MODELS, create_model, init_variables
+from tljax.models import MODELS, create_model, variable_shapes
 from tljax.transfer.merge import compare
 
 
@@ -57,7 +56,7 @@ def convert(arch: str, source: Path, out: Path, *, back: bool = False, force: bo
             else f"{source} is no file of tljax, so --back has nothing to do"
         )
     model = model.clone(num_classes=classes_of(variables) or model.num_classes)  # any number is welcome here
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    shapes = variable_shapes(model)
     report = compare(shapes, variables, fresh=(), group_of=model.group_of)
     absent = report.groups(report.missing)
     partly = absent.keys() & report.groups((*report.loaded, *report.wrong_shape)).keys()

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from tljax.convert.names import LEAVES, flatten, from_torch, to_torch, torch_nam
 from tljax.convert.torch_file import read_state_dict
 from tljax.convert.weights_file import likely_archs, load_weights, save_weights
 from tljax.errors import UserError
-from tljax.models import MODELS, create_model, init_variables
+from tljax.models import MODELS, create_model, variable_shapes
 
 
 def small_variables() -> dict[str, Any]:
@@ -41,7 +40,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def abstract(arch: str) -> Any:
-    return jax.eval_shape(lambda: init_variables(create_model(arch), jax.random.key(0)))
+    return variable_shapes(create_model(arch))
 
 
 def names_of(arch: str) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tljax.errors import UserError
-from tljax.models import MODELS, Pass, cpu, create_model, init_variables
+from tljax.models import MODELS, Pass, cpu, create_model, init_variables, variable_shapes
 from tljax.models.layers import dropout, max_pool
 
 # torchvision's own counts, from its documentation of the weights.
@@ -34,14 +34,14 @@ def test_every_network_is_counted():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_exactly_torchvisions(name):
-    shapes = jax.eval_shape(lambda: init_variables(create_model(name), jax.random.key(0)))
+    shapes = variable_shapes(create_model(name))
     assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == COUNTS[name]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_belongs_to_a_group(name):
     model = create_model(name)
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    shapes = variable_shapes(model)
     tops = {top for collection in shapes.values() for top in collection}
     assert {model.group_of((top,)) for top in tops} == set(model.groups)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tljax.convert.names import from_torch, to_torch
 from tljax.losses import make_loss
-from tljax.models import MODELS, Pass, create_model, init_variables
+from tljax.models import MODELS, Pass, create_model, variable_shapes
 from tljax.transfer.plan import BN_MODES
 
 TOLERANCE = 1e-9
@@ -33,7 +33,7 @@ def test_network_equals_torchvision(name, shared, x64):
     np.testing.assert_allclose([np.abs(images).sum(), np.abs(train_images).sum()], theirs["input_sums"], rtol=1e-12)
 
     model = create_model(name, dtype="float64", drop=0.0 if name.startswith("squeezenet") else None)
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    shapes = variable_shapes(model)
     state_dict = to_torch(jax.tree.map(lambda x: np.broadcast_to(np.float64(0), x.shape), shapes))
     state_dict = {k: reference.weights_for(k, v.shape) for k, v in state_dict.items() if not k.endswith("tracked")}
     variables = jax.tree.map(jnp.asarray, from_torch(state_dict))

@@ -11,7 +11,7 @@ import pytest
 from tljax.convert.names import flatten, from_torch
 from tljax.convert.torch_file import read_state_dict
 from tljax.errors import UserError
-from tljax.models import create_model, init_variables
+from tljax.models import create_model, variable_shapes
 from tljax.transfer.merge import compare, merge_pretrained
 
 
@@ -180,9 +180,7 @@ def test_report_for_the_record():
 def test_the_real_resnet18_without_layer4(shared, until, fresh, unused):
     loaded = from_torch(read_state_dict(shared / "data" / "resnet18_to_layer3-imagenet.pth"))
     model = create_model("resnet18", num_classes=3, until=until)
-    init = jax.tree.map(
-        lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
-    )
+    init = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), variable_shapes(model))
     merged = merge_pretrained(init, loaded, fresh=fresh, group_of=model.group_of, unused_groups=unused)
     for path, leaf in flatten(merged):
         source = init if model.group_of(path[1:]) in fresh else loaded
@@ -193,7 +191,7 @@ def test_the_real_resnet18_without_layer4(shared, until, fresh, unused):
 def test_the_real_resnet18_needs_its_layer4_named_fresh(shared):
     loaded = from_torch(read_state_dict(shared / "data" / "resnet18_to_layer3-imagenet.pth"))
     model = create_model("resnet18", num_classes=3)
-    init = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    init = variable_shapes(model)
     with pytest.raises(
         UserError,
         match=r"missing: layer4 \(25 arrays\); .*Say transfer.fresh=head,layer4 to start "

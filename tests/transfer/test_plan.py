@@ -4,11 +4,11 @@ import jax
 import pytest
 
 from tljax.errors import UserError
-from tljax.models import create_model, init_variables
+from tljax.models import create_model, variable_shapes
 from tljax.transfer.plan import BN_MODES, FROZEN, make_phases, make_plan
 
 MODEL = create_model("resnet18", num_classes=5, width=8, blocks=(1, 1, 1, 1))
-SHAPES = jax.eval_shape(lambda: init_variables(MODEL, jax.random.key(0)))
+SHAPES = variable_shapes(MODEL)
 
 
 def plan(**options):

@@ -12,7 +12,7 @@ from tljax.models.network import Network
 from tljax.models.resnet import ResNet
 from tljax.models.squeezenet import SqueezeNet
 
-__all__ = ["MODELS", "BatchNormMode", "Network", "Pass", "create_model", "init_variables"]
+__all__ = ["MODELS", "BatchNormMode", "Network", "Pass", "create_model", "init_variables", "variable_shapes"]
 
 MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
     "resnet18": (ResNet, dict(blocks=(2, 2, 2, 2))),
@@ -80,10 +80,22 @@ def create_model(
     return model.clone(until=until)
 
 
-def init_variables(model: Network, key: jax.Array, *, size: int = 64) -> dict[str, Any]:
-    """Fresh `{'params': ..., 'batch_stats': ...}`; the second is empty for a network without batch norm.
+def init_variables(model: Network, key: jax.Array) -> dict[str, Any]:
+    """Fresh `{'params': ..., 'batch_stats': ...}`; the second is empty for a network without batch norm."""
+    # It runs once: to optimise its code takes seconds, and saves none.
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    return _collections(init(key, _images()))
 
-    `size` is the side of the images that shapes are traced with; no parameter depends on it.
-    """
-    variables = jax.jit(model.init)(key, jnp.zeros((1, size, size, 3)))
+
+def variable_shapes(model: Network) -> dict[str, Any]:
+    """`init_variables` as `jax.ShapeDtypeStruct`s; nothing is computed."""
+    return _collections(jax.eval_shape(model.init, jax.random.key(0), _images()))
+
+
+def _images() -> jax.Array:
+    """What parameters are made for; none depends on the side of it."""
+    return jnp.zeros((1, 64, 64, 3))
+
+
+def _collections(variables: Any) -> dict[str, Any]:
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
