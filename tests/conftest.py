@@ -13,9 +13,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TLJAX_CACHE"] + "/xla"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-from tljax.machine import tune_cpu
+from tljax.machine import choose_libraries
 
-tune_cpu()  # what a user's run computes with
+choose_libraries()  # what a user's run computes with
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

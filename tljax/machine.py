@@ -17,10 +17,20 @@ MEASURED = ("0.10.",)  # versions of jaxlib that have this flag; XLA ends a proc
 
 
 def tune_cpu() -> None:
-    """Keeps freed memory and chooses XLA's libraries, as measured in docs/cpu.md. Call it before JAX computes."""
+    """Chooses XLA's libraries and keeps freed memory, as measured in docs/cpu.md. Call it before JAX computes."""
+    choose_libraries()
+    keep_memory()
+
+
+def choose_libraries() -> None:
+    """Leaves convolutions to Eigen."""
     flags = os.environ.get("XLA_FLAGS", "")
     if importlib.metadata.version("jaxlib").startswith(MEASURED) and "ynn_fusion_type" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {YNNPACK_FUSIONS}".strip()
+
+
+def keep_memory() -> None:
+    """Has malloc keep what is freed. Compiling takes half as long again: its threads share the one arena."""
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
         if mallopt is not None:
