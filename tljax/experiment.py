@@ -16,10 +16,9 @@ from tljax.data.augment import Augmentation, make_augment, make_normalize
 from tljax.data.batches import num_batches, train_batches
 from tljax.data.load import Data, decode_data, open_data
 from tljax.errors import UserError
-from tljax.features import prefix_end
 from tljax.feed import Feed
 from tljax.losses import Loss, make_loss, outputs
-from tljax.models import Network, create_model, init_variables
+from tljax.models import Network, create_model, init_variables, variable_shapes
 from tljax.models.layers import parameter_dtype
 from tljax.report import pictures
 from tljax.report.console import progress_bar
@@ -36,7 +35,7 @@ from tljax.steps import (
 )
 from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded, no_weights
 from tljax.transfer.optimizer import Schedule, check_optimizer, make_optimizer, make_schedule
-from tljax.transfer.plan import Phase, Plan, make_phases, make_plan, merge
+from tljax.transfer.plan import Phase, Plan, make_phases, make_plan, merge, prefix_end
 from tljax.transfer.population import Member, is_population, make_families, members_of
 from tljax.workdir import flatten
 
@@ -281,7 +280,7 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         make_phases(t.phases, train=t.train, epochs=config.epochs, lr=member.config.optimizer.lr) for member in members
     )
     sketch = build()  # shapes suffice to find what is wrong with the plan
-    shapes = jax.eval_shape(lambda: init_variables(sketch, jax.random.key(0)))
+    shapes = variable_shapes(sketch)
     scratch = no_weights(m.weights)
     fresh = "all" if scratch else t.fresh
     for chosen in {t.fresh, fresh}:

@@ -1,27 +1,117 @@
 """What the unchanging part of a network puts out, computed once per image and kept: in memory, else in a file."""
 
+import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
+from flax import jax_utils, traverse_util
+from rich.console import Console
 
+from tljax.data.pixels import available_memory
 from tljax.errors import UserError
+from tljax.experiment import Experiment, augmentation
+from tljax.feed import run_over
 from tljax.models import Network
-from tljax.transfer.plan import Plan
+from tljax.steps import parallel_forward_step
 from tljax.workdir import write_json
 
 
-def prefix_end(model: Network, plan: Plan) -> str | None:
-    """The first stage that training can change; None where that is the first of all, so that nothing can be kept."""
-    constant = plan.constant_prefix
-    changing = [stage for stage in model.stages if stage in model.groups and stage not in constant]
-    return changing[0] if constant else None
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The features of one phase.
+
+    Attributes:
+      record: what result.json says about them.
+      splits: `[n, views, ...]` of train, and of val where there is one.
+    """
+
+    record: dict[str, Any]
+    splits: dict[str, np.ndarray]
+
+
+def keep(x: Experiment, phase: int, variables: Any, key: jax.Array, *, workdir: Path, console: Console) -> Kept | None:
+    """Computes what a phase's constant prefix puts out, where that is exact or asked for; else None.
+
+    Args:
+      x: the experiment.
+      phase: which of its phases begins.
+      variables: replicated.
+      key: the run's.
+      workdir: where features lie that outgrow the memory.
+      console: where to print.
+    """
+    cache, cut, size = x.config.cache, x.cut(phase), x.config.data.size
+    if cut is None or cache.features == "off" or not x.views:
+        return None
+    one: Any = jax.eval_shape(
+        lambda v: x.model.apply(v, jnp.zeros((1, size, size, 3)), end=cut), jax_utils.unreplicate(variables)
+    )
+    views = {split: n for split, n in (("train", x.views), ("val", 1)) if split in x.data.splits}
+    images = sum(len(x.data.splits[split]) * n for split, n in views.items())
+    needed = images * one.size * one.dtype.itemsize
+    spill = needed > (int(cache.memory_gb * 2**30) or available_memory() // 2)
+    names = list(x.model.groups[: x.model.groups.index(cut)])
+    prefix = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
+    slower = jax.default_backend() != "cpu"  # to read from a disk than to compute again
+    if spill and slower and not cache.views:
+        console.print(f"{prefix}: {needed / 1e9:.1f} GB of features do not fit in memory and are not kept")
+        return None
+    began, where = time.perf_counter(), "file" if spill else "memory"
+    found = {
+        split: _features_of(x, phase, split, n, one, variables, key, workdir if spill else None)
+        for split, n in views.items()
+    }
+    seconds = time.perf_counter() - began
+    random = augmentation(x.config).random
+    why = f"{x.views} fixed views of each training image" if random else "exact: nothing random"
+    console.print(
+        f"{prefix} never change: their outputs are kept in {where} ({why}); {images:,} views, "
+        f"{needed / 1e6:,.0f} MB, {seconds:.0f} s"
+    )
+    record = {"prefix": names, "end": cut, "views": x.views, "bytes": needed, "in": where, "seconds": seconds}
+    return Kept(record, found)
+
+
+def _features_of(
+    x: Experiment, phase: int, split: str, views: int, one: Any, variables: Any, key: jax.Array, folder: Path | None
+) -> np.ndarray:
+    """Features `[n, views, ...]` of a split, in a file of `folder` if given; `one` has the shape and type of a batch of
+    one."""
+    cut = x.cut(phase)
+    assert cut is not None
+    pictures, known, file = x.feed(split, training=split == "train", once=True), "", None
+    if folder is not None:
+        inputs = {
+            **x.preprocessing,
+            "pixels": x.data.pixels_digest,
+            "images": x.data.fingerprint,
+            "split": split,
+            "views": views,
+            "augment": repr(augmentation(x.config)) if pictures.training else "",
+            "seed": x.config.seed,
+        }
+        known = digest(x.model, cut, jax_utils.unreplicate(variables), inputs)
+        file = folder / f"features-{split}-{jax.process_index()}.npy"
+        if (found := reopen(file, known)) is not None:
+            return found
+    step = parallel_forward_step(x.forward_step(phase, pictures, end=cut))
+
+    def outputs() -> Iterator[tuple[int, int, np.ndarray]]:
+        for view in range(views):
+            first = 0
+            for values in run_over(step, pictures, variables, key, x.replicas, view=view):
+                yield first, view, values
+                first += len(values)
+
+    return collect(outputs(), (len(pictures.indices), views, *one.shape[1:]), one.dtype, file=file, key=known)
 
 
 def digest(model: Network, end: str, variables: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
@@ -99,13 +189,3 @@ def collect(
 def _fill(kept: np.ndarray, outputs: Iterator[tuple[int, int, np.ndarray]]) -> None:
     for first, view, values in outputs:
         kept[first : first + len(values), view] = values
-
-
-def fits_on_device(size: int) -> bool:
-    """Whether `size` bytes are a small part of what each local device has left; never on a CPU, where it is the host's
-    own memory."""
-    if jax.default_backend() == "cpu":
-        return False
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    free = min(s.get("bytes_limit", 0) - s.get("bytes_in_use", 0) for s in stats)
-    return size < 0.3 * free

@@ -8,9 +8,21 @@ import jax
 import numpy as np
 from flax import jax_utils
 
-from tljax.data.batches import Batch, canvas_of, central_squares, in_order, shuffled, whole_pictures
+from tljax.data.batches import (
+    Batch,
+    canvas_of,
+    central_squares,
+    in_order,
+    prefetch,
+    shuffled,
+    trailing,
+    whole_pictures,
+)
 from tljax.data.load import Data
-from tljax.features import fits_on_device
+from tljax.steps import Replicas
+
+# Steps dispatched before the host waits for one: enough to keep a device busy, few enough to bound the memory.
+IN_FLIGHT = 2
 
 
 @dataclasses.dataclass
@@ -102,3 +114,26 @@ class Feed:
         if self.training:
             return self.normalize(self.augment(keys, batch["image"], batch["size"]))
         return self.normalize(batch["image"])
+
+
+def run_over(
+    step: Callable[..., Any], feed: Feed, variables: Any, key: jax.Array, replicas: Replicas, *, view: int = 0
+) -> Iterator[np.ndarray]:
+    """What a parallel forward step gives for every image of a feed, in order, a batch at a time."""
+    rows, left = replicas.rows(feed.batch_size), len(feed.indices)
+    batches = prefetch(feed.batches(epoch=view, rows=rows, shuffle=False))
+    shards = (replicas.shard(batch, epoch=view) | feed.resident_part for batch in batches)
+    for out in trailing((step(variables, shard, key) for shard in shards), IN_FLIGHT):
+        values = replicas.unshard(jax_utils.unreplicate(out))[: min(feed.batch_size, left)]
+        left -= len(values)
+        yield values
+
+
+def fits_on_device(size: int) -> bool:
+    """Whether `size` bytes are a small part of what each local device has left; never on a CPU, where it is the host's
+    own memory."""
+    if jax.default_backend() == "cpu":
+        return False
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    free = min(s.get("bytes_limit", 0) - s.get("bytes_in_use", 0) for s in stats)
+    return size < 0.3 * free

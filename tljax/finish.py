@@ -11,6 +11,7 @@ from flax import jax_utils
 
 from tljax import workdir as folders
 from tljax.checkpoint import saved_variables
+from tljax.clock import total
 from tljax.losses import score
 from tljax.report import console as console_lib
 from tljax.report import pictures, provenance
@@ -90,13 +91,17 @@ def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> di
     return result | {
         "best_step": best["step"],
         "train": {
-            "images_per_second": trainer.clock.rate,
-            "waited_for_input": trainer.clock.waited_share,
+            **total(trainer.clocks).speed,
+            "first_step_seconds": trainer.first_step,
+            "epochs": [
+                clock.speed | {"seconds": clock.seconds + clock.cold_seconds, "validation_seconds": clock.validation}
+                for clock in trainer.clocks
+            ],
             "images": len(x.data.splits["train"]),
             "trainable_parameters": x.plans[m][-1].trainable,
         },
         "seconds": trainer.seconds,
-        "features": trainer.kept,
+        "features": trainer.kept and trainer.kept.record,
         "skipped": {"count": len(x.data.skipped), "files": [list(pair) for pair in x.data.skipped]},
         "classes": list(x.data.source.classes),
         "preprocessing": x.preprocessing,

@@ -1,5 +1,6 @@
 """Decoded images -> batches of constant shape; a batch is a function of (seed, epoch, index) and of nothing else."""
 
+import collections
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -209,3 +210,13 @@ def prefetch(iterator: Iterator[_Item], depth: int = 2) -> Generator[_Item, None
             except queue.Empty:
                 pass
         thread.join()
+
+
+def trailing(items: Iterator[_Item], behind: int) -> Iterator[_Item]:
+    """Yields the items `behind` places late, so that what computes them runs ahead of who waits for them."""
+    waiting: collections.deque[_Item] = collections.deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > behind:
+            yield waiting.popleft()
+    yield from waiting

@@ -167,7 +167,10 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     """Drops with one key per example `[B]`, so that neither batch layout nor devices change what is dropped."""
     if keys is None or rate == 0:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    if 256 * rate == int(256 * rate):  # 8 random bits say it exactly, at a quarter of the price
+        keep = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint8))(keys) >= int(256 * rate)
+    else:
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 

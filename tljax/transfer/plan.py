@@ -118,6 +118,13 @@ def merge(*parts: Mapping[Path, Any]) -> dict[str, Any]:
     return traverse_util.unflatten_dict(flat)
 
 
+def prefix_end(model: Network, plan: Plan) -> str | None:
+    """The first stage that training can change; None where that is the first of all, so that nothing can be kept."""
+    constant = plan.constant_prefix
+    changing = [stage for stage in model.stages if stage in model.groups and stage not in constant]
+    return changing[0] if constant else None
+
+
 def make_plan(
     model: Network,
     variables: Any,
