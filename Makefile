@@ -3,13 +3,17 @@ BIN := .venv/bin
 EXTRAS ?= dev
 PROCESSES ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+
+# Beside PyTorch; about 40 minutes on 2 quiet cores.
+bench: .venv/peer
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -21,6 +25,12 @@ lint: .venv/installed
 	  || { echo "tljax needs Python 3.11 to 3.13: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+# torchvision's compiled operators do not load beside a torch without CUDA; nothing here needs them.
+.venv/peer: .venv/installed
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
 	touch $@
 
 clean:

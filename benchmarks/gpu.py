@@ -36,23 +36,28 @@ PEERS = {"none": (), "eager": (False,), "compiled": (True,), "both": (False, Tru
 Row = dict[str, Any]
 
 
-def our_step(arch: str, train: str, batch: int, dtype: str) -> tuple[Callable[..., Any], Any, dict[str, Any]]:
-    """The step, its state and a batch on the device: the only place that knows how this repository builds them."""
+def our_step(
+    arch: str, train: str, batch: int, dtype: str, *, bn: str = "", kept: bool = False
+) -> tuple[Callable[..., Any], Any, dict[str, Any]]:
+    """The step, its state and a batch on the device: the only place that knows how this repository builds them.
+
+    With `kept`, the batch holds what the constant prefix puts out in place of images. `bn` is as in `make_plan`.
+    """
     import jax
     import jax.numpy as jnp
 
     from tljax.data.augment import make_normalize
-    from tljax.features import prefix_end
     from tljax.losses import make_loss
     from tljax.models import create_model, init_variables
     from tljax.state import TrainState
     from tljax.steps import Family, make_train_step
     from tljax.transfer.optimizer import make_optimizer, make_schedule
-    from tljax.transfer.plan import make_plan
+    from tljax.transfer.plan import make_plan, prefix_end
 
     model = create_model(arch, num_classes=CLASSES, dtype=dtype)
     variables = init_variables(model, jax.random.key(0))
-    plan = make_plan(model, variables, train=train, lr=RATE)
+    plan = make_plan(model, variables, train=train, bn=bn, lr=RATE)
+    cut = prefix_end(model, plan)
     tx = make_optimizer(plan, name="adam")
     normalize = make_normalize(MEAN, STD)
     step = make_train_step(
@@ -60,8 +65,9 @@ def our_step(arch: str, train: str, batch: int, dtype: str) -> tuple[Callable[..
         plan=plan,
         families=[Family.single(tx, make_schedule("constant", steps=1))],
         loss=make_loss("softmax"),
-        inputs=lambda keys, data: normalize(data["image"]).astype(dtype),
-        cut=prefix_end(model, plan),
+        inputs=lambda keys, data: data["image"] if kept else normalize(data["image"]).astype(dtype),
+        begin=cut if kept else None,
+        cut=cut,
         axis=None,
     )
     params = variables["params"]
@@ -75,6 +81,9 @@ def our_step(arch: str, train: str, batch: int, dtype: str) -> tuple[Callable[..
         "mask": jnp.ones(batch),
         "epoch": jnp.int32(0),
     }
+    if kept:
+        prefix = jax.jit(lambda v, x: model.apply(v, normalize(x).astype(dtype), end=cut))
+        data["image"] = prefix(variables, data["image"])
     return step, state, data
 
 

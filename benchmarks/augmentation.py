@@ -1,0 +1,53 @@
+"""Our augmentation on one core: pictures per second of crop, flip and rotation.
+
+python benchmarks/augmentation.py ../shared/data/oxford_pets_3breeds
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tljax.machine import tune_cpu
+
+tune_cpu()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from configs import common  # noqa: E402
+from tljax.data.augment import Augmentation, make_augment  # noqa: E402
+from tljax.data.batches import train_batches  # noqa: E402
+from tljax.data.load import decode_data, open_data  # noqa: E402
+from tljax.steps import augmentation_keys, example_keys  # noqa: E402
+
+
+def main() -> None:
+    """Decodes once, then runs whole epochs of batches through the compiled augmentation."""
+    config = common.get_config().data
+    config.source, config.split = f"pets:{sys.argv[1]}", "80/20"
+    source, splits = open_data(config, seed=0)
+    data = decode_data(config, source, splits, resize=256, workdir=None)
+    view = jax.jit(make_augment(Augmentation(size=224, crop="random_resized", scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3),
+                                             flip=True, rotation=10.0)))  # fmt: skip
+    keys = jax.jit(lambda index: augmentation_keys(example_keys(jax.random.key(0), 0, index)))
+
+    def epoch() -> int:
+        count = 0
+        for batch in train_batches(data.pixels, source.labels, data.splits["train"], batch_size=32, seed=0, epoch=0):
+            view(keys(batch["index"]), batch["image"], batch["size"]).block_until_ready()
+            count += int(np.sum(batch["mask"]))
+        return count
+
+    epoch()
+    began = time.perf_counter()
+    count = epoch() + epoch()
+    print(json.dumps({"images_per_second": count / (time.perf_counter() - began)}))
+
+
+main()
