@@ -104,6 +104,7 @@ def conv(
         bias_init=bias_init,
         dtype=dtype,
         param_dtype=parameter_dtype(dtype),
+        conv_general_dilated=cpu.conv if jax.default_backend() == "cpu" else None,
     )
 
 
