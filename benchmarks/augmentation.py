@@ -33,8 +33,7 @@ def main() -> None:
     config.source, config.split = f"pets:{sys.argv[1]}", "80/20"
     source, splits = open_data(config, seed=0)
     data = decode_data(config, source, splits, resize=256, workdir=None)
-    view = jax.jit(make_augment(Augmentation(size=224, crop="random_resized", scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3),
-                                             flip=True, rotation=10.0)))  # fmt: skip
+    view = jax.jit(make_augment(Augmentation(size=224, rotation=10.0)))
     keys = jax.jit(lambda index: augmentation_keys(example_keys(jax.random.key(0), 0, index)))
 
     batches = list(

@@ -58,7 +58,7 @@ class Bench:
     """Both sides on one machine, and what they share: files and splits."""
 
     def __init__(self, shared: Path, scratch: Path):
-        self.shared, self.scratch, self.runs = shared, scratch, 0
+        self.scratch, self.runs = scratch, 0
         self.peer = subprocess.Popen(
             [sys.executable, str(HERE / "peer_torch.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
