@@ -21,9 +21,6 @@ from tljax.data.batches import (
 from tljax.data.load import Data
 from tljax.steps import Replicas
 
-# Steps dispatched before the host waits for one: enough to keep a device busy, few enough to bound the memory.
-IN_FLIGHT = 2
-
 
 @dataclasses.dataclass
 class Feed:
@@ -123,10 +120,16 @@ def run_over(
     rows, left = replicas.rows(feed.batch_size), len(feed.indices)
     batches = prefetch(feed.batches(epoch=view, rows=rows, shuffle=False))
     shards = (replicas.shard(batch, epoch=view) | feed.resident_part for batch in batches)
-    for out in trailing((step(variables, shard, key) for shard in shards), IN_FLIGHT):
+    for out in trailing((step(variables, shard, key) for shard in shards), steps_ahead()):
         values = replicas.unshard(jax_utils.unreplicate(out))[: min(feed.batch_size, left)]
         left -= len(values)
         yield values
+
+
+def steps_ahead() -> int:
+    """How many steps are dispatched before the host waits for one: enough to keep a device busy, few enough to bound
+    the memory. None on a CPU, where a step takes its temporary memory when it is dispatched."""
+    return 0 if jax.default_backend() == "cpu" else 2
 
 
 def fits_on_device(size: int) -> bool:

@@ -20,7 +20,7 @@ from tljax.data.batches import prefetch, trailing
 from tljax.errors import UserError
 from tljax.experiment import Experiment, check, prepare
 from tljax.features import Kept, keep
-from tljax.feed import IN_FLIGHT, Feed, run_over
+from tljax.feed import Feed, run_over, steps_ahead
 from tljax.finish import finish
 from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
@@ -166,7 +166,7 @@ class Trainer:
                 self.enter(number)
             self.evaluators = {}
             self.kept = keep(self.x, number, self.state.variables, self.key, workdir=self.workdir, console=self.console)
-            feed = self.x.feed("train", training=True, features=self.kept and self.kept.splits["train"])
+            feed = self.x.feed("train", training=True, features=self.kept and self.kept.splits.get("train"))
             train_step = parallel_train_step(self.x.train_step(number, feed))
             self.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
@@ -221,7 +221,7 @@ class Trainer:
 
         title, last = f"epoch {epoch + 1}/{x.config.epochs}", time.perf_counter()
         with console_lib.progress_bar(self.console, title) as advance, contextlib.closing(batches):
-            for metrics, seen in trailing(steps(), IN_FLIGHT):
+            for metrics, seen in trailing(steps(), steps_ahead()):
                 jax.block_until_ready(metrics)  # bounds what is under way; the devices have the next steps already
                 now = time.perf_counter()
                 clock.add(seen, now - last, cold=not self.warm)
