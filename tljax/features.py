@@ -30,7 +30,7 @@ class Kept:
 
     Attributes:
       record: what result.json says about them.
-      splits: `[n, views, ...]` of train, and of val where there is one.
+      splits: `[n, views, ...]` by split: train unless its images are augmented anew each epoch, val where there is one.
     """
 
     record: dict[str, Any]
@@ -38,7 +38,7 @@ class Kept:
 
 
 def keep(x: Experiment, phase: int, variables: Any, key: jax.Array, *, workdir: Path, console: Console) -> Kept | None:
-    """Computes what a phase's constant prefix puts out, where that is exact or asked for; else None.
+    """Computes what a phase's constant prefix puts out, for the splits where that is exact or asked for, if any.
 
     Args:
       x: the experiment.
@@ -49,12 +49,12 @@ def keep(x: Experiment, phase: int, variables: Any, key: jax.Array, *, workdir: 
       console: where to print.
     """
     cache, cut, size = x.config.cache, x.cut(phase), x.config.data.size
-    if cut is None or cache.features == "off" or not x.views:
+    views = {split: n for split, n in (("train", x.views), ("val", 1)) if n and split in x.data.splits}
+    if cut is None or cache.features == "off" or not views:
         return None
     one: Any = jax.eval_shape(
         lambda v: x.model.apply(v, jnp.zeros((1, size, size, 3)), end=cut), jax_utils.unreplicate(variables)
     )
-    views = {split: n for split, n in (("train", x.views), ("val", 1)) if split in x.data.splits}
     images = sum(len(x.data.splits[split]) * n for split, n in views.items())
     needed = images * one.size * one.dtype.itemsize
     spill = needed > (int(cache.memory_gb * 2**30) or available_memory() // 2)
@@ -70,13 +70,18 @@ def keep(x: Experiment, phase: int, variables: Any, key: jax.Array, *, workdir: 
         for split, n in views.items()
     }
     seconds = time.perf_counter() - began
-    random = augmentation(x.config).random
-    why = f"{x.views} fixed views of each training image" if random else "exact: nothing random"
+    if not augmentation(x.config).random:
+        why = "exact: nothing random"
+    else:
+        why = f"{x.views} fixed views of each training image" if x.views else "for validation: nothing random"
     console.print(
         f"{prefix} never change: their outputs are kept in {where} ({why}); {images:,} views, "
         f"{needed / 1e6:,.0f} MB, {seconds:.0f} s"
     )
-    record = {"prefix": names, "end": cut, "views": x.views, "bytes": needed, "in": where, "seconds": seconds}
+    record = {
+        "prefix": names, "end": cut, "splits": list(found), "views": x.views, "bytes": needed, "in": where,
+        "seconds": seconds,
+    }  # fmt: skip
     return Kept(record, found)
 
 
