@@ -11,7 +11,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
-# Beside PyTorch; about 40 minutes on 2 quiet cores.
+# Beside PyTorch; 33 minutes on 2 quiet cores.
 bench: .venv/peer
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
