@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.run = "train"  # what main does: train one network, or the demo
     config.seed = 0  # of the fresh parameters, the order of the batches, augmentation and dropout
     config.epochs = 10
+    config.select = "validation"  # the epoch that is tested: the best by validation, or the last
     config.batch_size = 32  # examples per update, over all devices
     config.accumulate = 1  # parts that a batch is cut into to save memory; one update all the same
     config.cross_replica_bn = False  # batch statistics over all devices instead of each device's own
@@ -18,7 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.source = "shapes:target"  # folder:PATH, pets:PATH, tfds:NAME, shapes:TASK
     data.label = ""  # pets: breed, species; folder: folder, regex:PATTERN; tfds: a label feature. Empty: the usual one
-    data.split = "official"  # official, TRAIN/VAL/TEST or TRAIN/VAL in percent, kfold:K:I; auto: official or 70/20/10
+    # official; percentages A/B/C or A/B; kfold:K:I; holdout:P, holdout:P:swapped; auto: official, else 70/20/10
+    data.split = "official"
     data.val = 0.2  # share of train that becomes validation where the split has none
     data.per_class = 0  # train on so many images per class; 0 for all
     data.stratify = True  # every split has each class in proportion
@@ -27,19 +29,22 @@ def get_config() -> ml_collections.ConfigDict:
     data.size = 224  # side of what the network sees
     data.mean = ()  # per channel, 0 to 1; empty: what the weights were trained with, else ImageNet's
     data.std = ()
+    data.normalize = "weights"  # where mean and std are empty: as just said, or "dataset": those of the training images
+    data.boxes = False  # cut training images to their boxes, where the source knows them; others stay whole
     data.workers = 0  # decoding threads; 0: one per core
     data.memory_gb = 0.0  # decoded images beyond this lie in a file of the workdir; 0: half of the free memory
     data.placement = "auto"  # of decoded data and kept features: host, device, or auto: where it is fast
     data.tfds_dir = ""  # where TFDS keeps prepared data; empty: TFDS_DATA_DIR, else its own default
 
     config.model = model = ml_collections.ConfigDict()
-    model.name = "resnet18"  # resnet18, 34, 50, 101, 152; squeezenet1_0, squeezenet1_1
+    model.name = "resnet18"  # resnet18, 34, 50, 101, 152; squeezenet1_0, squeezenet1_1, mini_xception
     model.weights = "imagenet"  # imagenet, imagenet-v2, a file, a finished run's folder, or None
     model.until = placeholder(str)  # last stage before the head, such as layer3
+    model.outputs = 0  # of the head; 0: what the classes need
     model.dtype = "float32"  # of the computation: float32, bfloat16; float64 under JAX_ENABLE_X64=1
-    model.width = placeholder(int)  # ResNets: channels of the stem, 64
+    model.width = placeholder(int)  # channels of the first convolution: ResNets 64, mini_xception 128
     model.blocks = placeholder(tuple)  # ResNets: blocks per layer
-    model.drop = placeholder(float)  # SqueezeNets: dropout before the head, 0.5
+    model.drop = placeholder(float)  # dropout before the head: SqueezeNets 0.5, mini_xception 0.25
 
     config.transfer = transfer = ml_collections.ConfigDict()
     transfer.train = "head"  # groups that train, such as head,layer4; or all
@@ -76,6 +81,15 @@ def get_config() -> ml_collections.ConfigDict:
     augment.ratio = (3 / 4, 4 / 3)  # random_resized: width / height
     augment.flip = True
     augment.rotation = 0.0  # degrees, either way
+    augment.turns = 1  # so many such angles, one after the other
+    augment.brightness = 0.0  # factors from 1 - x to 1 + x, as torchvision's ColorJitter
+    augment.contrast = 0.0
+    augment.saturation = 0.0
+    augment.hue = 0.0  # a shift of up to so much of the circle of colours, 0 to 0.5
+    augment.grey = 0.0  # probability of losing colour
+    augment.invert = 0.0  # probability of becoming a negative
+    augment.blur = 0  # side of a Gaussian kernel in pixels, odd; its deviation is drawn from 0.1 to 2; 0: none
+    augment.colour_last = False  # colours after normalisation, cut to 0 to 1 there: a mistake that studies reproduce
 
     config.cache = cache = ml_collections.ConfigDict()
     cache.features = "auto"  # what a prefix that never changes puts out: auto (computed once where that is exact), off

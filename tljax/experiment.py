@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from tljax.data.augment import Augmentation, make_augment, make_normalize
+from tljax.data.augment import Augmentation, make_normalize, make_views
 from tljax.data.batches import num_batches, train_batches
+from tljax.data.colour import Colour
 from tljax.data.load import Data, decode_data, open_data
+from tljax.data.statistics import mean_and_std
 from tljax.errors import UserError
 from tljax.feed import Feed
 from tljax.losses import Loss, make_loss, outputs
@@ -78,6 +80,10 @@ class Experiment:
     @property
     def normalize(self) -> Callable[[Any], jax.Array]:
         return make_normalize(self.preprocessing["mean"], self.preprocessing["std"])
+
+    def make_views(self) -> Callable[..., jax.Array]:
+        """`(keys, images, sizes) -> inputs` of training."""
+        return make_views(augmentation(self.config), self.preprocessing["mean"], self.preprocessing["std"])
 
     @functools.cached_property
     def plain_loss(self) -> Loss:
@@ -176,7 +182,7 @@ class Experiment:
             split=split,
             batch_size=self.batch_size if training else min(self.config.batch_size, len(self.data.splits[split])),
             training=training,
-            augment=make_augment(augmentation(self.config)),
+            views=self.make_views(),
             normalize=self.normalize,
             crop=self.config.data.size,
             seed=self.config.seed,
@@ -197,17 +203,25 @@ class Experiment:
         )
         batch = next(batches)
         keys = augmentation_keys(example_keys(jax.random.key(self.config.seed), 0, batch["index"]))
-        views = jax.jit(make_augment(augmentation(self.config)))(keys, batch["image"], batch["size"])
-        pictures.save_batch(path, np.asarray(views), [data.source.classes[label] for label in batch["label"]])
+        views = np.asarray(jax.jit(self.make_views())(keys, batch["image"], batch["size"]))
+        seen = 255 * (views * np.float32(self.preprocessing["std"]) + np.float32(self.preprocessing["mean"]))
+        pictures.save_batch(path, seen, [data.source.classes[label] for label in batch["label"]])
 
 
 def augmentation(config: Any) -> Augmentation:
     a = config.augment
-    return Augmentation(config.data.size, a.crop, tuple(a.scale), tuple(a.ratio), a.flip, a.rotation)
+    colour = Colour(a.brightness, a.contrast, a.saturation, a.hue, a.grey, a.invert, a.blur)
+    return Augmentation(
+        config.data.size, a.crop, tuple(a.scale), tuple(a.ratio), a.flip, a.rotation, a.turns, colour, a.colour_last
+    )
 
 
-def check(config: Any) -> None:
+def check(config: Any, *, look_at_test: bool = False) -> None:
     """Refuses numbers and names that cannot be, before anything is opened.
+
+    Args:
+      config: the config.
+      look_at_test: whether `select='test'` is allowed.
 
     Raises:
       UserError: naming the field.
@@ -216,7 +230,7 @@ def check(config: Any) -> None:
         "epochs": 1, "batch_size": 1, "accumulate": 1, "seed": 0, "data.size": 1, "data.resize": 0, "data.val": 0,
         "data.per_class": 0, "data.workers": 0, "data.memory_gb": 0, "data.split_seed": 0, "schedule.step_epochs": 0,
         "schedule.warmup_epochs": 0, "schedule.factor": 0, "optimizer.weight_decay": 0, "optimizer.clip": 0,
-        "optimizer.momentum": 0, "cache.views": 0, "cache.memory_gb": 0,
+        "optimizer.momentum": 0, "model.outputs": 0, "cache.views": 0, "cache.memory_gb": 0,
     }  # fmt: skip
     fields = flatten(config.to_dict())
     for name, value in fields.items():
@@ -238,11 +252,17 @@ def check(config: Any) -> None:
         )
     if config.transfer.moments not in ("keep", "fresh"):
         raise UserError(f"transfer.moments={config.transfer.moments!r} is not one of keep, fresh")
-    for name, known in (("data.placement", ("auto", "host", "device")), ("cache.features", ("auto", "off"))):
+    if config.select == "test" and not look_at_test:
+        raise UserError("select='test' would choose the epoch by the images it is tested on; studies alone may, to "
+                        "repeat reports that did; say validation or last")  # fmt: skip
+    for name, known in (
+        ("data.placement", ("auto", "host", "device")), ("cache.features", ("auto", "off")),
+        ("data.normalize", ("weights", "dataset")), ("select", ("validation", "last", "test")),
+    ):  # fmt: skip
         if fields[name] not in known:
             raise UserError(f"{name}={fields[name]!r} is not one of {', '.join(known)}")
     for member in members_of(config) if is_population(config) else ():
-        check(member.config)
+        check(member.config, look_at_test=look_at_test)
     for name in ("mean", "std"):
         values = config.data[name]
         numbers = all(isinstance(v, int | float) and v >= 0 for v in values)
@@ -288,6 +308,10 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
             plans_of(sketch, shapes, member.config, spans, chosen)
     source, splits = open_data(d, seed=config.seed)
     num_classes = outputs(config.loss.name, len(source.classes))
+    if m.outputs and (m.outputs < num_classes or config.loss.name == "sigmoid"):
+        raise UserError(f"model.outputs={m.outputs} does not fit loss.name={config.loss.name} on "
+                        f"{len(source.classes)} classes; it needs {num_classes}")  # fmt: skip
+    num_classes = m.outputs or num_classes
 
     weights = find_weights(m.weights, m.name)
     loaded = load_pretrained(weights, m.name)
@@ -300,9 +324,6 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         )
 
     resize = d.resize or round(d.size * weights.resize / weights.crop)  # the same share of the picture at any size
-    preprocessing = {
-        "resize": resize, "crop": d.size, "mean": list(d.mean or weights.mean), "std": list(d.std or weights.std)
-    }  # fmt: skip
     with progress_bar(console, "decoding") as advance:
         data = decode_data(d, source, splits, resize=resize, workdir=workdir, progress=advance)
     counts = ", ".join(f"{name} {len(members):,}" for name, members in data.splits.items())
@@ -311,6 +332,8 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         name, reason = data.skipped[0]
         console.print(f"skipped {len(data.skipped):,} files, such as {name!r}: {reason}", markup=False)
 
+    mean, std = (weights.mean, weights.std) if d.normalize == "weights" else mean_and_std(data.pixels, splits["train"])
+    preprocessing = {"resize": resize, "crop": d.size, "mean": list(d.mean or mean), "std": list(d.std or std)}
     model = build(num_classes=num_classes)
     variables, origin = start(model, members[0], loaded, started)
     plans = tuple(

@@ -31,8 +31,8 @@ class Feed:
       split: which of them.
       batch_size: rows of a global batch.
       training: whole pictures, to be augmented, in an order drawn anew each epoch; else central squares in order.
-      augment: `(keys, images, sizes) -> views`, for training.
-      normalize: of pixels.
+      views: `(keys, images, sizes) -> inputs`, for training.
+      normalize: `images -> inputs`, for evaluation.
       crop: side of the squares.
       seed: of the order.
       features: `[n, views, ...]` of the split's images, in its order; None to feed pictures.
@@ -43,7 +43,7 @@ class Feed:
     split: str
     batch_size: int
     training: bool
-    augment: Callable[..., jax.Array]
+    views: Callable[..., jax.Array]
     normalize: Callable[[Any], jax.Array]
     crop: int
     seed: int
@@ -109,7 +109,7 @@ class Feed:
         if "feature" in batch:
             return batch["feature"]
         if self.training:
-            return self.normalize(self.augment(keys, batch["image"], batch["size"]))
+            return self.views(keys, batch["image"], batch["size"])
         return self.normalize(batch["image"])
 
 

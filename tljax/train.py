@@ -32,7 +32,14 @@ from tljax.transfer.optimizer import carry_moments
 SUMS = ("loss", "correct", "seen")
 
 
-def run(config: Any, workdir: Path, *, overwrite: bool = False, console: Console | None = None) -> dict[str, Any]:
+def run(
+    config: Any,
+    workdir: Path,
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+    look_at_test: bool = False,
+) -> dict[str, Any]:
     """Trains, picks the best epoch by validation, tests once.
 
     Started again in the same folder it goes on where it stopped; a batch is a function of (seed, epoch, index), so the
@@ -43,6 +50,7 @@ def run(config: Any, workdir: Path, *, overwrite: bool = False, console: Console
       workdir: the run's folder: checkpoints, metrics.csv, result.json, predictions.npz, pictures, TensorBoard events.
       overwrite: throw away another run that is there.
       console: where to print.
+      look_at_test: allows `select='test'`, which tests every epoch. Studies of reports that chose so are alone in it.
 
     Returns:
       What `result.json` holds.
@@ -54,7 +62,7 @@ def run(config: Any, workdir: Path, *, overwrite: bool = False, console: Console
     began = time.perf_counter()
     first = jax.process_index() == 0
     console = console or console_lib.make_console(quiet=not first)
-    check(config)
+    check(config, look_at_test=look_at_test)
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
     experiment, variables = prepare(config, workdir, console)
     phases, plans = experiment.phases[0], experiment.plans[0]
@@ -264,6 +272,10 @@ class Trainer:
                     "val_seen": val and val.seen,
                 }
             )
+        if x.config.select == "test":
+            for history, values in zip(self.histories, self.logits("test"), strict=True):
+                test = score(values, x.data.labels("test"), x.plain_loss)
+                history[-1] |= {"test_correct": test.correct, "test_seen": test.seen}
         self.sums = self.no_sums()
         rows = [history[-1] for history in self.histories]
         if x.population and logits is not None:

@@ -267,3 +267,21 @@ def test_evaluation_pixels_equal_torchvision_itself(shared, torchvision):
         ours = centre_crop(decode(file.read_bytes(), short_side=256), 224)
         with Image.open(file) as image:
             assert np.array_equal(ours, np.asarray(chain(image.convert("RGB"))))
+
+
+@pytest.mark.parametrize("form", ["file", "array", "turned"])
+def test_a_box_is_cut_from_the_upright_picture(form):
+    picture, box = scene(120, 180), np.array([0.25, 0.5, 0.75, 1.0], np.float32)
+    if form == "turned":
+        lying = Image.fromarray(picture).transpose(Image.Transpose.ROTATE_90)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        data = encoded(lying, "PNG", exif=exif)
+    else:
+        data = encoded(picture) if form == "file" else picture
+    cut = decode(data, short_side=32, box=box)
+    assert np.array_equal(cut, by_torchvision(encoded(picture[30:90, 90:180]), 32))
+
+
+def test_a_box_thinner_than_a_pixel_is_one():
+    assert decode(scene(10, 10), short_side=4, box=np.array([0.99, 0.99, 1, 1], np.float32)).shape == (4, 4, 3)

@@ -25,7 +25,12 @@ COUNTS = st.dictionaries(st.sampled_from(["ant", "bee", "cat", "dög", "eel"]), 
 
 
 @settings(max_examples=40, deadline=None)
-@given(COUNTS, st.sampled_from(["70/20/10", "0.7/0.2/0.1", "80/20", "kfold:5:3"]), st.integers(0, 2**32), st.booleans())
+@given(
+    COUNTS,
+    st.sampled_from(["70/20/10", "0.7/0.2/0.1", "80/20", "kfold:5:3", "holdout:10"]),
+    st.integers(0, 2**32),
+    st.booleans(),
+)
 def test_splits_are_disjoint_complete_sorted_and_repeatable(counts, split, seed, stratify):
     source = listed(counts)
     parts = make_splits(source, split=split, seed=seed, stratify=stratify)
@@ -40,7 +45,7 @@ def test_splits_are_disjoint_complete_sorted_and_repeatable(counts, split, seed,
 
 
 @settings(max_examples=40, deadline=None)
-@given(COUNTS, st.integers(0, 2**32), st.sampled_from(["70/20/10", "kfold:4:1", "official"]))
+@given(COUNTS, st.integers(0, 2**32), st.sampled_from(["70/20/10", "kfold:4:1", "holdout:20", "official"]))
 def test_another_class_moves_no_image(counts, seed, split):
     def parts_of(counts):
         source = listed(counts)
@@ -150,3 +155,21 @@ def test_pacs_cartoon_has_466_validation_images(shared):
     source = open_folder(shared / "data" / "pacs_cartoon")
     parts = make_splits(source, split="80/20")
     assert {name: len(members) for name, members in parts.items()} == {"train": 1878, "val": 466}
+
+
+def test_few_shot_swaps_the_cut():
+    """Counts of PACS cartoon: a tenth of each class, to the nearest image, is 236 of 2,344."""
+    counts = {"dog": 389, "elephant": 457, "giraffe": 346, "guitar": 135, "horse": 324, "house": 288, "person": 405}
+    source = listed(counts)
+    full = make_splits(source, split="holdout:10", val=0.2)
+    few = make_splits(source, split="holdout:10:swapped", val=0.2)
+    assert len(full["test"]) == 236
+    assert len(full["train"]) + len(full["val"]) == 2108
+    np.testing.assert_array_equal(np.sort(np.concatenate([few["train"], few["val"]])), full["test"])
+    assert len(few["test"]) == 2108
+
+
+@pytest.mark.parametrize("split", ["holdout:", "holdout:0", "holdout:100", "holdout:10:swap", "holdout:x"])
+def test_a_holdout_that_is_none_is_refused(split):
+    with pytest.raises(UserError, match="holdout"):
+        make_splits(listed({"a": 20, "b": 20}), split=split)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tljax.data.colour import Colour
 from tljax.errors import UserError
 
 TRIES = 10  # torchvision's RandomResizedCrop.get_params
@@ -28,6 +29,9 @@ class Augmentation:
       ratio: likewise, the range of width / height.
       flip: mirrors left and right with probability one half.
       rotation: turns the whole picture, before the crop, by up to so many degrees either way; black comes in.
+      turns: how many such angles are drawn; the picture is turned by their sum.
+      colour: what happens to its colours, after all geometry.
+      colour_last: after normalisation, where torchvision's colour transforms were not meant to be.
     """
 
     size: int
@@ -36,11 +40,14 @@ class Augmentation:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     rotation: float = 0.0
+    turns: int = 1
+    colour: Colour = dataclasses.field(default_factory=Colour)
+    colour_last: bool = False
 
     @property
     def random(self) -> bool:
         """Whether two views of a picture can differ."""
-        return self.crop != "center" or self.flip or self.rotation > 0
+        return self.crop != "center" or self.flip or self.rotation > 0 or self.colour.random
 
     def __post_init__(self):
         if self.crop not in ("random_resized", "random", "center"):
@@ -55,6 +62,8 @@ class Augmentation:
             raise UserError(f"augment.ratio={self.ratio} is not two numbers 0 < low <= high")
         if not 0 <= self.rotation <= 180:
             raise UserError(f"augment.rotation={self.rotation} is not between 0 and 180 degrees")
+        if self.turns < 1:
+            raise UserError(f"augment.turns={self.turns} is not 1 or more; augment.rotation=0 turns nothing")
 
 
 def random_resized_box(key: jax.Array, size: jax.Array, *, scale: Sequence[float], ratio: Sequence[float]) -> jax.Array:
@@ -166,14 +175,33 @@ def augment_one(key: jax.Array, image: jax.Array, size: jax.Array, *, augmentati
     if a.flip:
         affine = flip_map(affine, jax.random.bernoulli(flip_key), a.size)
     if a.rotation:
-        degrees = jax.random.uniform(turn_key, minval=-a.rotation, maxval=a.rotation)
-        affine = rotate_map(affine, degrees, size)
+        degrees = jax.random.uniform(turn_key, (a.turns,), minval=-a.rotation, maxval=a.rotation)
+        affine = rotate_map(affine, degrees.sum(), size)
     return sample(image, size, affine, a.size)
 
 
 def make_augment(augmentation: Augmentation) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """`augment(keys [B], images uint8 [B, H, W, 3], sizes [B, 2]) -> float32 [B, size, size, 3]`, 0 to 255."""
     return jax.vmap(lambda key, image, size: augment_one(key, image, size, augmentation=augmentation))
+
+
+def make_views(
+    augmentation: Augmentation, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """`views(keys [B], images uint8 [B, H, W, 3], sizes [B, 2])`: what the network sees, float32, normalised."""
+    geometry, normalize, colour = make_augment(augmentation), make_normalize(mean, std), augmentation.colour
+
+    def change(keys: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.vmap(lambda key, one: colour(jax.random.fold_in(key, 3), one))(keys, x)  # 0 to 2 are the geometry's
+
+    def views(keys: jax.Array, images: jax.Array, sizes: jax.Array) -> jax.Array:
+        x = geometry(keys, images, sizes)
+        if colour.changes and not augmentation.colour_last:
+            x = 255 * change(keys, x / 255)
+        x = normalize(x)
+        return change(keys, x) if colour.changes and augmentation.colour_last else x
+
+    return views
 
 
 def make_normalize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], jax.Array]:

@@ -42,7 +42,12 @@ class Unreadable(ValueError):
 
 
 def decode(
-    data: bytes | np.ndarray, *, short_side: int, max_aspect: float = 2.0, max_pixels: int = 100_000_000
+    data: bytes | np.ndarray,
+    *,
+    short_side: int,
+    max_aspect: float = 2.0,
+    max_pixels: int = 100_000_000,
+    box: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decodes and resizes one image.
 
@@ -56,6 +61,7 @@ def decode(
       max_aspect: at least 1. Of a longer picture only the central part is kept, int(short_side * max_aspect) pixels
         long; it is that part of the whole picture resized, but for single pixels that differ by 1 of 255.
       max_pixels: pictures with more are refused before they are decoded. Pillow itself refuses 179 million.
+      box: `(ymin, xmin, ymax, xmax)` in fractions of the upright picture, to which it is cut first; None for all of it.
 
     Returns:
       uint8 `[h, w, 3]`, min(h, w) = short_side, C-contiguous. A decoded picture that fits already is returned as it is.
@@ -64,7 +70,7 @@ def decode(
       Unreadable: empty, truncated, damaged, too large, or no image at all.
     """
     if isinstance(data, np.ndarray):
-        return _from_array(data, short_side, max_aspect)
+        return _from_array(data, short_side, max_aspect, box)
     if not data:
         raise Unreadable("an empty file")
     if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MOST_SCANS:
@@ -74,7 +80,7 @@ def decode(
             if image.width * image.height > max_pixels:
                 raise Unreadable(f"{image.width}x{image.height} is more than {max_pixels / 1e6:g} megapixels")
             image.load()
-            return np.array(_fit(_upright(_rgb(image), image), short_side, max_aspect))
+            return np.array(_fit(_cut(_upright(_rgb(image), image), box), short_side, max_aspect))
     except Unreadable:
         raise
     except Image.DecompressionBombError:
@@ -118,16 +124,17 @@ def _quiet_pillow() -> Iterator[None]:
                 _quiet_undo.close()
 
 
-def _from_array(data: np.ndarray, short_side: int, max_aspect: float) -> np.ndarray:
+def _from_array(data: np.ndarray, short_side: int, max_aspect: float, box: np.ndarray | None) -> np.ndarray:
     if data.dtype != np.uint8 or data.ndim not in (2, 3) or (data.ndim == 3 and data.shape[2] not in (1, 3, 4)):
         raise Unreadable(f"an array of {data.dtype} {list(data.shape)}, not uint8 [H, W, 3]")
     if 0 in data.shape:
         raise Unreadable("a picture without pixels")
     height, width = data.shape[:2]
-    if data.shape[2:] == (3,) and min(height, width) == short_side and max(height, width) <= short_side * max_aspect:
+    fits = min(height, width) == short_side and max(height, width) <= short_side * max_aspect
+    if data.shape[2:] == (3,) and fits and box is None:
         return np.ascontiguousarray(data)
     image = Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
-    return np.array(_fit(_rgb(image), short_side, max_aspect))
+    return np.array(_fit(_cut(_rgb(image), box), short_side, max_aspect))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -153,6 +160,15 @@ def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
     except Exception:  # a damaged EXIF block says nothing about orientation; the picture may be fine
         turn = None
     return image if turn is None else image.transpose(turn)
+
+
+def _cut(image: Image.Image, box: np.ndarray | None) -> Image.Image:
+    """What lies in a box, at least a pixel of it."""
+    if box is None:
+        return image
+    top, left, bottom, right = (float(end) for end in box)
+    x, y = min(int(left * image.width), image.width - 1), min(int(top * image.height), image.height - 1)
+    return image.crop((x, y, max(x + 1, round(right * image.width)), max(y + 1, round(bottom * image.height))))
 
 
 def _fit(image: Image.Image, short_side: int, max_aspect: float) -> Image.Image:

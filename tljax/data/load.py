@@ -72,9 +72,7 @@ def open_source(spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0
         return open_pets(where, **options)
     if kind == "shapes" and colon:
         return open_shapes(where, seed=seed)
-    raise UserError(
-        f"data.source={spec!r} is not one of folder:PATH, pets:PATH, tfds:NAME, shapes:source, shapes:target"
-    )
+    raise UserError(f"data.source={spec!r} is not one of folder:PATH, pets:PATH, tfds:NAME, shapes:TASK")
 
 
 def open_data(config: Any, *, seed: int) -> tuple[Source, dict[str, np.ndarray]]:
@@ -122,12 +120,19 @@ def decode_data(
       progress: called with images decoded and images in all.
 
     Raises:
-      UserError: when a split has no image that can be read.
+      UserError: when a split has no image that can be read, or boxes are asked for and there are none.
     """
+    boxes = None
+    if config.boxes:
+        if source.boxes is None:
+            raise UserError(f"data.boxes=True, but {source.spec} knows no boxes")
+        boxes = np.full_like(source.boxes, np.nan)
+        boxes[splits["train"]] = source.boxes[splits["train"]]
     decoded = pixels_lib.decode_all(
         source,
         np.concatenate(list(splits.values())),
         short_side=resize,
+        boxes=boxes,
         workers=config.workers or None,
         memory_bytes=int(config.memory_gb * 2**30) or None,
         spill=workdir and workdir / SPILL,

@@ -62,6 +62,7 @@ def decode_all(
     *,
     short_side: int,
     max_aspect: float = 2.0,
+    boxes: np.ndarray | None = None,
     workers: int | None = None,
     memory_bytes: int | None = None,
     spill: Path | None = None,
@@ -74,6 +75,7 @@ def decode_all(
       indices: which to decode; duplicates are decoded once.
       short_side: see `decode`.
       max_aspect: see `decode`.
+      boxes: what to cut each image of the source to, `[N, 4]` as `decode` takes it, NaN for nothing; None for none.
       workers: threads; by default one per processor this process may use.
       memory_bytes: the most to hold in memory; by default half of what is available.
       spill: the file to go on in when the images outgrow that. It is used again without decoding while it holds what
@@ -85,7 +87,7 @@ def decode_all(
       UserError: the images outgrow the memory and there is no `spill`, or no room for it, or it is another's file.
     """
     wanted = np.unique(np.asarray(indices, np.int64))
-    key = _key(source, wanted, short_side, max_aspect) if spill else ""
+    key = _key(source, wanted, short_side, max_aspect, boxes) if spill else ""
     if spill and (kept := _reopen(Path(spill), key, len(source), wanted)):
         if progress:
             progress(len(wanted), len(wanted))
@@ -104,7 +106,8 @@ def decode_all(
 
     def work(index: int) -> np.ndarray | str:
         try:
-            return decode(source.read(index), short_side=short_side, max_aspect=max_aspect)
+            box = None if boxes is None or np.isnan(boxes[index]).any() else boxes[index]
+            return decode(source.read(index), short_side=short_side, max_aspect=max_aspect, box=box)
         except Unreadable as error:
             return error.reason
         except OSError as error:
@@ -189,9 +192,10 @@ def _offsets(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], ends[:-1]]).astype(np.int64)
 
 
-def _key(source: Source, wanted: np.ndarray, short_side: int, max_aspect: float) -> str:
+def _key(source: Source, wanted: np.ndarray, short_side: int, max_aspect: float, boxes: np.ndarray | None) -> str:
     """A digest of all that the decoded images depend on, short of reading every file."""
     digest = hashlib.sha256(f"{PIL.__version__} {short_side} {max_aspect} {len(source)}".encode())
+    digest.update(b"" if boxes is None else boxes[wanted].tobytes())
     stamp = getattr(source.read, "stamp", None)
     for index in wanted.tolist():
         digest.update(repr((index, source.names[index], stamp(index) if stamp else None)).encode())

@@ -11,7 +11,10 @@ from tljax.errors import UserError
 
 # Separate streams, so that a part cut from train and k images per class are drawn independently of the first split.
 _SPLIT, _VAL, _FEW = range(3)
-_FORMS = "use 'official', percentages such as '70/20/10' or '80/20' (train/val/test or train/val), or 'kfold:5:0'"
+_FORMS = (
+    "use 'official', percentages such as '70/20/10' or '80/20' (train/val/test or train/val), 'kfold:5:0', or "
+    "'holdout:10'"
+)
 
 
 def make_splits(
@@ -33,7 +36,9 @@ def make_splits(
       source: what to divide.
       split: `'official'`: the source's own splits; `'A/B/C'` or `'A/B'`: train/val/test or train/val as percentages or
         fractions of all images, official splits pooled; `'kfold:K:I'`: fold I (0 to K-1) of all images is `val`, the
-        other folds `train`; an official test split stays out of the folds and is `test`.
+        other folds `train`; an official test split stays out of the folds and is `test`; `'holdout:P'`: P percent of
+        each class, to the nearest image, are `test`; `'holdout:P:swapped'`: the same cut with those images as `train`
+        and all others as `test`, for few labels.
       val: the fraction of train that becomes `val` where `split` gives none; 0 for no validation part.
       per_class: training images kept per class (all where a class has fewer), taken after `val` is cut, larger numbers
         containing smaller ones; 0 for all.
@@ -61,6 +66,8 @@ def make_splits(
             raise UserError(f"{source.spec} has no official splits; use data.split='70/20/10'")
     elif split.startswith("kfold:"):
         parts = _fold(source, split, seed=seed, stratify=stratify)
+    elif split.startswith("holdout:"):
+        parts = _hold_out(source, split, seed=seed, stratify=stratify)
     else:
         parts = _cut(source, everything, _fractions(split), purpose=_SPLIT, seed=seed, stratify=stratify)
 
@@ -139,6 +146,20 @@ def _fold(source: Source, split: str, *, seed: int, stratify: bool) -> dict[str,
     validation = np.sort(np.concatenate(held))
     parts = {"train": np.setdiff1d(pool, validation), "val": validation}
     return parts | ({"test": test} if test.size else {})
+
+
+def _hold_out(source: Source, split: str, *, seed: int, stratify: bool) -> dict[str, np.ndarray]:
+    match = re.fullmatch(r"holdout:(\d{1,2}(?:\.\d{1,9})?)(:swapped)?", split)
+    share = Fraction(match[1]) / 100 if match else Fraction(0)
+    if not match or not share:
+        raise UserError(
+            f"split {split!r} is unknown; 'holdout:P' and 'holdout:P:swapped' take a percentage, as holdout:10"
+        )
+    groups = _groups(source, np.arange(len(source)), purpose=_SPLIT, seed=seed, stratify=stratify)
+    cuts = [(order, int(share * len(order) + Fraction(1, 2))) for _, order in groups]
+    few = np.sort(np.concatenate([order[:count] for order, count in cuts]))
+    rest = np.sort(np.concatenate([order[count:] for order, count in cuts]))
+    return {"train": few, "test": rest} if match[2] else {"train": rest, "test": few}
 
 
 def _few(source: Source, train: np.ndarray, count: int, *, seed: int, stratify: bool) -> np.ndarray:

@@ -1,0 +1,83 @@
+"""What reports do differently: the epoch that is tested, outputs nobody needs, normalisation, boxes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from tljax import train
+from tljax.data import load
+from tljax.errors import UserError
+from tljax.report.console import make_console
+
+QUIET = make_console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.mark.parametrize("population", [(), (1e-4, 3e-3)])
+def test_the_last_epoch_may_be_the_one_that_is_tested(folder, tmp_path, population):
+    """The test is that of a run whose best epoch is its last: one without validation."""
+    options = {"population__lr": population, "epochs": 2}
+    last = train.run(tiny.make_config(folder, select="last", **options), tmp_path / "last", console=QUIET)
+    ends = last["members"] if population else [last]
+    for m, result in enumerate(ends):
+        assert result["best_step"] == 2 * 5
+        assert result["validation"]["best_epoch"] == 2
+        where = tmp_path / "last" / f"members/{m:03}" if population else tmp_path / "last"
+        found = np.load(where / "predictions.npz")
+        assert (found["test_logits"].argmax(-1) == found["test_labels"]).sum() == result["test"]["correct"]
+        assert result["validation"]["accuracy"] == result["validation"]["last_epoch"]["accuracy"]
+
+
+def test_choosing_by_the_test_images_is_for_studies_alone_and_flagged(folder, tmp_path):
+    config = tiny.make_config(folder, select="test", optimizer__lr=1e-2)
+    with pytest.raises(UserError, match="select='test' would choose the epoch by the images it is tested on"):
+        train.run(config, tmp_path / "run", console=QUIET)
+    result = train.run(config, tmp_path / "run", console=QUIET, look_at_test=True)
+    by_epoch = [row["test_correct"] for row in result["history"]]
+    flagged = result["best_by_test"]
+    assert flagged["correct"] == max(by_epoch)
+    assert flagged["epoch"] == 1 + int(np.argmax(by_epoch))
+    assert flagged["flag"]
+    honest = result["history"][result["validation"]["best_epoch"] - 1]
+    assert result["test"]["correct"] == honest["test_correct"]
+
+
+def test_a_head_with_more_outputs_than_classes(folder, tmp_path):
+    config = tiny.make_config(folder, model__outputs=1000, epochs=1)
+    result = train.run(config, tmp_path / "run", console=QUIET)
+    assert np.load(tmp_path / "run" / "predictions.npz")["test_logits"].shape == (18, 1000)
+    assert result["plan"][0][-1]["parameters"] == 1000 * 9  # 8 channels and a bias
+    with pytest.raises(UserError, match=r"model.outputs=2 does not fit loss.name=softmax on 3 classes; it needs 3"):
+        train.run(tiny.make_config(folder, model__outputs=2), tmp_path / "few", console=QUIET)
+
+
+def test_normalising_by_the_training_images(folder, tmp_path):
+    config = tiny.make_config(folder, data__normalize="dataset", epochs=1)
+    found = train.run(config, tmp_path / "run", console=QUIET)["preprocessing"]
+    assert found["mean"] != [0.485, 0.456, 0.406]
+    assert 0.3 < min(found["mean"]) <= max(found["mean"]) < 0.5  # noise of 0 to 199 of 255, and tints
+    assert 0.2 < min(found["std"]) <= max(found["std"]) < 0.26
+    given = tiny.make_config(folder, data__normalize="dataset", data__mean=(0.5, 0.5, 0.5), epochs=1)
+    assert train.run(given, tmp_path / "given", console=QUIET)["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_only_training_images_are_cut_to_their_boxes(folder):
+    config = tiny.make_config(folder).data
+    source, splits = load.open_data(config, seed=0)
+    boxes = np.tile(np.array([0, 0, 0.5, 1], np.float32), (len(source), 1))
+    boxes[splits["train"][0]] = np.nan
+    source, config.boxes = dataclasses.replace(source, boxes=boxes), True
+    pixels = load.decode_data(config, source, splits, resize=20, workdir=None).pixels
+    whole = load.decode_data(tiny.make_config(folder).data, source, splits, resize=20, workdir=None).pixels
+    for split, members in splits.items():
+        for index in members:
+            cut = split == "train" and index != splits["train"][0]
+            assert (pixels.image(index).shape != whole.image(index).shape) == cut
+    with pytest.raises(UserError, match=r"data.boxes=True, but folder:.* knows no boxes"):
+        load.decode_data(config, dataclasses.replace(source, boxes=None), splits, resize=20, workdir=None)
