@@ -58,7 +58,8 @@ def keep(x: Experiment, phase: int, variables: Any, key: jax.Array, *, workdir: 
     images = sum(len(x.data.splits[split]) * n for split, n in views.items())
     needed = images * one.size * one.dtype.itemsize
     spill = needed > (int(cache.memory_gb * 2**30) or available_memory() // 2)
-    names = list(x.model.groups[: x.model.groups.index(cut)])
+    below = x.model.stages[: x.model.stages.index(cut)]
+    names = [group for group in x.model.groups if x.model.stage_of(group) in below]
     prefix = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
     slower = jax.default_backend() != "cpu"  # to read from a disk than to compute again
     if spill and slower and not cache.views:
@@ -132,7 +133,7 @@ def digest(model: Network, end: str, variables: Mapping[str, Any], inputs: Mappi
     found = hashlib.sha256(repr((model.clone(num_classes=0), end, sorted(inputs.items()))).encode())
     for name in ("params", "batch_stats"):
         flat: dict[Any, Any] = dict(traverse_util.flatten_dict(variables[name]))
-        for path in sorted(path for path in flat if model.group_of(path) in below):
+        for path in sorted(path for path in flat if model.stage_of(model.group_of(path)) in below):
             found.update(repr(path).encode() + np.asarray(flat[path]).tobytes())
     return found.hexdigest()
 

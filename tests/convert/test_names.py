@@ -11,10 +11,11 @@ import safetensors.numpy
 
 from tljax.convert import weights_file
 from tljax.convert.names import LEAVES, flatten, from_torch, to_torch, torch_name
+from tljax.convert.pretrained import FILES
 from tljax.convert.torch_file import read_state_dict
 from tljax.convert.weights_file import likely_archs, load_weights, save_weights
 from tljax.errors import UserError
-from tljax.models import MODELS, create_model, variable_shapes
+from tljax.models import create_model, variable_shapes
 
 
 def small_variables() -> dict[str, Any]:
@@ -116,7 +117,7 @@ def test_what_torchvision_lacks():
         to_torch({"params": {"fc": {"kernel": np.zeros((2, 2, 2))}}, "batch_stats": {}})
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", FILES["imagenet"])
 def test_every_leaf_of_every_model_has_a_name_and_comes_back(arch):
     names = names_of(arch)
     found = from_torch({name: np.broadcast_to(np.float32(0), shape) for name, shape in names.items()})
@@ -124,7 +125,7 @@ def test_every_leaf_of_every_model_has_a_name_and_comes_back(arch):
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", FILES["imagenet"])
 def test_names_are_those_of_the_reference(shared, arch):
     with np.load(shared / "reference" / f"{arch}.npz") as reference:
         names = {key.partition("/")[2] for key in reference.files if key.startswith(("grad_norm/", "stats/"))}
@@ -132,7 +133,7 @@ def test_names_are_those_of_the_reference(shared, arch):
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", FILES["imagenet"])
 def test_names_and_shapes_are_torchvisions(arch, torchvision):
     models = torchvision.models
     wanted = {
@@ -143,7 +144,7 @@ def test_names_and_shapes_are_torchvisions(arch, torchvision):
     assert names_of(arch) == wanted
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", FILES["imagenet"])
 def test_architectures_are_told_apart(arch):
     names = names_of(arch)
     arrays: Any = {name: SimpleNamespace(shape=shape) for name, shape in names.items()}

@@ -31,10 +31,10 @@ def small(name="resnet18", **options):
 
 
 def test_every_network_is_counted():
-    assert set(COUNTS) == set(MODELS)
+    assert {*COUNTS, "mini_xception"} == set(MODELS)  # test_xception.py holds that one against Keras
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_exactly_torchvisions(name):
     shapes = variable_shapes(create_model(name))
     assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == COUNTS[name]

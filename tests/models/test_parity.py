@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tljax.convert.names import from_torch, to_torch
+from tljax.convert.pretrained import FILES
 from tljax.losses import make_loss
-from tljax.models import MODELS, Pass, create_model, variable_shapes
+from tljax.models import Pass, create_model, variable_shapes
 from tljax.transfer.plan import BN_MODES
 
 TOLERANCE = 1e-9
@@ -23,7 +24,7 @@ def differs(ours, theirs) -> float:
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FILES["imagenet"])
 def test_network_equals_torchvision(name, shared, x64):
     spec = importlib.util.spec_from_file_location("reference", shared / "reference" / "torchvision_reference.py")
     reference = importlib.util.module_from_spec(spec)

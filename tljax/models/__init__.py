@@ -11,6 +11,7 @@ from tljax.models.layers import BatchNormMode, Pass
 from tljax.models.network import Network
 from tljax.models.resnet import ResNet
 from tljax.models.squeezenet import SqueezeNet
+from tljax.models.xception import MiniXception
 
 __all__ = ["MODELS", "BatchNormMode", "Network", "Pass", "create_model", "init_variables", "variable_shapes"]
 
@@ -22,6 +23,7 @@ MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
     "resnet152": (ResNet, dict(blocks=(3, 8, 36, 3), bottleneck=True)),
     "squeezenet1_0": (SqueezeNet, dict(version="1.0")),
     "squeezenet1_1": (SqueezeNet, dict(version="1.1")),
+    "mini_xception": (MiniXception, dict()),
 }
 
 
@@ -41,9 +43,9 @@ def create_model(
       name: a key of `MODELS`.
       num_classes: outputs of the head.
       until: the last stage before the head; None for all.
-      width: channels of the stem, for a small relative of a ResNet; None for the original's 64.
+      width: channels of the first convolution, for a small relative of a ResNet or of `mini_xception`.
       blocks: blocks per layer, likewise; also fewer layers.
-      drop: dropout before SqueezeNet's last convolution; None for the original's 0.5.
+      drop: dropout before the head of a SqueezeNet or of `mini_xception`; None for the original's.
       dtype: 'float32', 'bfloat16', or 'float64' under x64.
 
     Raises:

@@ -72,14 +72,29 @@ def _backward(
 max_pool.defvjp(_forward, _backward)
 
 
+def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Each channel of `[B, H, W, C]` with its own kernel of `[odd, odd, 1, C]`: shifted copies, weighted and summed."""
+    height, width, (rows, columns) = x.shape[1], x.shape[2], (side // 2 for side in kernel.shape[:2])
+    # The barrier keeps the padding out of the loops that read it, as in `windows`.
+    wide = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0))))
+    shifts = (
+        wide[:, i : i + height, j : j + width] * kernel[i, j][None, None]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    )
+    return functools.reduce(jnp.add, shifts)
+
+
 def conv(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], sides: Sequence[tuple[int, int]], **same: Any
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], sides: str | Sequence[tuple[int, int]], **same: Any
 ) -> jax.Array:
     """`lax.conv_general_dilated` as flax calls it for an undilated NHWC convolution in one group.
 
     Its gradients are written as the convolutions that Eigen computes. XLA rewrites gradients so by itself, but not
     within a loop (`lax.map`, `lax.scan`): there they took 200 times as long.
     """
+    if isinstance(sides, str):
+        sides = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, sides)
     return _conv(x, kernel, tuple(strides), tuple(sides))
 
 

@@ -6,13 +6,16 @@ Whatever is chosen by shape or backend is chosen here, so that the model files r
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from tljax.models import cpu
+
+Padding = int | Literal["same"]
+"""Of a convolution or pooling: torch's, so many on each side; or Keras's 'same', as few as give ceil(side / stride)."""
 
 TORCH_MOMENTUM = 0.1  # the share of the new batch; Flax's own layer counts the other way round
 EPSILON = 1e-5
@@ -87,24 +90,35 @@ def conv(
     kernel: int,
     *,
     stride: int = 1,
-    padding: int = 0,
+    padding: Padding = 0,
     use_bias: bool = False,
     kernel_init: Any = kaiming_normal_fan_out,
     bias_init: Any = nn.initializers.zeros,
     dtype: Any = jnp.float32,
+    name: str | None = None,
 ) -> nn.Conv:
-    """A square convolution, NHWC, with torch's symmetric padding (`'SAME'` differs under strides)."""
+    """A square convolution, NHWC, with torch's symmetric padding; Keras's 'same' differs from it under strides."""
     return nn.Conv(
         features,
         (kernel, kernel),
         (stride, stride),
-        [(padding, padding)] * 2,
+        "SAME" if padding == "same" else [(padding, padding)] * 2,
         use_bias=use_bias,
         kernel_init=kernel_init,
         bias_init=bias_init,
         dtype=dtype,
         param_dtype=parameter_dtype(dtype),
         conv_general_dilated=cpu.conv if jax.default_backend() == "cpu" else None,
+        name=name,
+    )
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Each channel of `[B, H, W, C]` with its own square kernel of `[odd, odd, 1, C]`; the sides stay as they are."""
+    if jax.default_backend() == "cpu":
+        return cpu.depthwise_conv(x, kernel)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
     )
 
 
@@ -118,9 +132,18 @@ class BatchNorm(nn.Module):
 
     The variance that normalises is biased, the one that enters the running variance unbiased (`n / (n - 1)`), as in
     torch. Statistics are taken in two passes, over real examples only, in float32 or better.
+
+    Attributes:
+      dtype: of the result.
+      epsilon: added to the variance.
+      momentum: the share of the new batch in a running statistic.
+      unbiased: what enters the running variance is corrected; Keras does not.
     """
 
     dtype: Any = jnp.float32
+    epsilon: float = EPSILON
+    momentum: float = TORCH_MOMENTUM
+    unbiased: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: BatchNormMode, forward: Pass) -> jax.Array:
@@ -134,13 +157,13 @@ class BatchNorm(nn.Module):
         if not self.is_initializing() and (mode.use_batch or mode.update):
             batch_mean, batch_var, count = batch_statistics(x.astype(kept), forward)
             if mode.update:
-                unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
-                for old, new in ((running_mean, batch_mean), (running_var, unbiased)):
-                    moved = (1 - TORCH_MOMENTUM) * old.value + TORCH_MOMENTUM * jax.lax.stop_gradient(new)
+                new_var = batch_var * (count / jnp.maximum(count - 1, 1)) if self.unbiased else batch_var
+                for old, new in ((running_mean, batch_mean), (running_var, new_var)):
+                    moved = (1 - self.momentum) * old.value + self.momentum * jax.lax.stop_gradient(new)
                     old.value = jnp.where(count > 0, moved, old.value)
             if mode.use_batch:
                 mean, var = batch_mean, batch_var
-        multiplier = scale * jax.lax.rsqrt(var + EPSILON)
+        multiplier = scale * jax.lax.rsqrt(var + self.epsilon)
         y = (x.astype(kept) - row(mean)) * row(multiplier) + row(bias)
         return y.astype(self.dtype)
 
@@ -175,10 +198,14 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 0, ceil: bool = False) -> jax.Array:
+def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: Padding = 0, ceil: bool = False) -> jax.Array:
     """torch's MaxPool2d; `ceil` is its `ceil_mode`, which lets the last window hang over the lower right edge."""
     sides: Any = []
     for size in x.shape[1:3]:
+        if padding == "same":
+            missing = max((-(-size // stride) - 1) * stride + window - size, 0)
+            sides.append((missing // 2, missing - missing // 2))
+            continue
         over = -(size + 2 * padding - window) % stride if ceil else 0
         sides.append((padding, padding + over))
     if jax.default_backend() == "cpu":

@@ -12,8 +12,8 @@ from tljax.models.layers import Pass
 class Network(nn.Module):
     """A classifier made of named stages that run one after the other.
 
-    A subclass defines `stages` and one method per stage, `run_STAGE(x, forward)`. Parameters are assigned to groups by
-    the first component of their path, through `group_of`.
+    A subclass defines `all_stages` and one method per stage, `run_STAGE(x, forward)`. Parameters are assigned to groups
+    by their path, through `group_of`. A stage is a group, unless a subclass divides its stages (`groups`, `stage_of`).
 
     Attributes:
       num_classes: outputs of the head.
@@ -46,6 +46,10 @@ class Network(nn.Module):
     def groups(self) -> tuple[str, ...]:
         """The stages that have parameters, in order, the head last."""
         return tuple(s for s in self.stages if s != "pool")
+
+    def stage_of(self, group: str) -> str:
+        """The stage that a group belongs to."""
+        return group
 
     def group_of(self, path: Sequence[str]) -> str:
         """The group of the parameter or statistic at `path`, such as `('layer2_0', 'conv1', 'kernel')`."""

@@ -121,8 +121,9 @@ def merge(*parts: Mapping[Path, Any]) -> dict[str, Any]:
 def prefix_end(model: Network, plan: Plan) -> str | None:
     """The first stage that training can change; None where that is the first of all, so that nothing can be kept."""
     constant = plan.constant_prefix
-    changing = [stage for stage in model.stages if stage in model.groups and stage not in constant]
-    return changing[0] if constant else None
+    changing = {model.stage_of(group) for group in model.groups if group not in constant}
+    first = next(stage for stage in model.stages if stage in changing)
+    return first if first != model.stages[0] else None
 
 
 def make_plan(
