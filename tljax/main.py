@@ -36,14 +36,7 @@ def make_flags() -> flags.FlagValues:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for a mistake of the user's, 128 + the signal if interrupted."""
     argv = list(sys.argv if argv is None else argv)
-    absl_logging.use_absl_handler()
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries of a download would bury the line that counts
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault(
-        "TF_ENABLE_ONEDNN_OPTS", "0"
-    )  # TensorFlow writes event files here; its greeting is about speed
+    quiet_libraries()
     values = make_flags()
     if {"-h", "--help", "-help"} & set(argv[1:]):
         print(f"{__doc__}\n{values.get_help()}")
@@ -56,6 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tljax: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def quiet_libraries() -> None:
+    """Keeps what libraries log from burying what a run says."""
+    absl_logging.use_absl_handler()
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries of a download would bury the line that counts
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow writes event files; its greeting is about speed
 
 
 def dispatch(argv: Sequence[str], values: flags.FlagValues) -> int:

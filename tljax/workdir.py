@@ -66,12 +66,17 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
+class Busy(UserError):
+    """Another process is at work in this folder."""
+
+
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Holds a run's folder for this process.
 
     Raises:
-      UserError: when another process holds it, or the folder cannot be made.
+      Busy: when another process holds it.
+      UserError: when the folder cannot be made.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -83,7 +88,7 @@ def locked(workdir: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(
+                raise Busy(
                     f"--workdir={workdir} is in use by another run; wait for it, or give another folder"
                 ) from None
         yield

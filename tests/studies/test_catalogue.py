@@ -1,0 +1,82 @@
+"""The list of studies, and the published numbers held against the reports' own text."""
+
+import re
+
+import pytest
+
+from tljax.studies import STUDIES
+from tljax.studies.jobs import make_config, make_runs
+from tljax.studies.study import number
+
+ITEMS = {
+    "000": {"Table 1", "Table 2", "Table 3", "Table 4", "section 3.2.2", "section 3.2.3", "section 4"},
+    "001": {"Figure 1", "Figure 2", "Figure 3", "section 4", "section 4.1", "section 6"},
+    "002": {f"Table {n}" for n in ("II", "III", "IV", "V", "VI", "VII", "VIII")} | {"Figures 5 and 6", "section II-A"},
+    "003": {"Table 1", "Table 2", "Table 3", "Table 4"},
+    "004": {"Table 2", "Figure 1"},
+}
+
+
+def test_every_table_and_figure_has_its_study():
+    found = {report: {s.item for s in STUDIES.values() if s.report == report} for report in ITEMS}
+    assert found == ITEMS
+    assert all(study.name.startswith(f"{study.report}-") for study in STUDIES.values())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_its_runs_are_configs(name):
+    """Every field exists and fits, at every scale; what differs between cells differs between runs."""
+    study = STUDIES[name]
+    for scale in ("full", "tiny", "onestep"):
+        runs = make_runs(study, scale=scale, seeds=1, data={}, overrides={})
+        assert {run.cell for run in runs} == {cell.name for cell in study.cells}
+        for run in runs:
+            make_config(run.fields)
+    keys = [run.key for run in make_runs(study, scale="full", seeds=2, data={}, overrides={})]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", STUDIES)
+def test_published_numbers_stand_in_the_report(name, shared):
+    """Each number in its row: the digits occur in the text, those of one cell in one line where it is a table's."""
+    study = STUDIES[name]
+    (path,) = (shared / "seeds").glob(f"{study.report}_*.txt")
+    text = path.read_text()
+    lines = text.splitlines()
+    for cell in study.cells:
+        accuracies = [t for measure, t in cell.published.items() if measure not in ("epoch", "lr")]
+        for printed in accuracies:
+            digits = re.escape(printed.replace("%", "").strip())
+            assert re.search(rf"(?<![\d.]){digits}(?!\d)", text), (cell.name, printed)
+        if study.item.startswith("Table") and study.report in ("002",):
+            want = [*accuracies, cell.published["epoch"], cell.published["lr"]] if cell.published else []
+            assert any(all(w in line.split("\t") or w in line for w in want) for line in lines), cell.name
+
+
+@pytest.mark.real_data
+def test_rows_of_tables_are_complete(shared):
+    """Every accuracy that the tables of the text print belongs to a cell."""
+    counted = {"002-table8": 28, "003-table1": 16, "003-table4": 16, "000-table4": 10, "004-table2": 8}
+    for name, expected in counted.items():
+        cells = {tuple(sorted(c.published.items())) for c in STUDIES[name].cells if c.published}
+        rows = [c for c in STUDIES[name].cells if c.published and "after normalisation" not in c.name]
+        assert len(rows) == expected, name
+        assert cells
+    text = next((shared / "seeds").glob("002_*.txt")).read_text()
+    table = text[text.index("Applied augmentation(s)") : text.index("TABLE VIII: ")]
+    assert len([line for line in table.splitlines()[1:] if "%" in line]) == counted["002-table8"]
+    printed = {c.published["test"] for c in STUDIES["002-table8"].cells}
+    assert all(any(text in line for text in printed) for line in table.splitlines()[1:] if "%" in line)
+
+
+def test_sizes_are_those_that_the_percentages_imply():
+    from tljax.studies.statistics import counts_of
+
+    for name, measure in (("000-table2", "test"), ("000-table3", "test"), ("000-table4", "test"),
+                          ("003-table1", "best by test")):  # fmt: skip
+        study = STUDIES[name]
+        for cell in study.cells:
+            correct = counts_of(cell.published[measure], study.test_size)
+            assert correct is not None, (name, cell.name)
+            assert correct / study.test_size == pytest.approx(number(cell.published[measure]), abs=1e-3)

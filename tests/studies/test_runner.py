@@ -1,0 +1,162 @@
+"""Running a study: what is done is skipped, a failure leaves the rest alone, workers share, a kill loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tljax import study as command
+from tljax import workdir as folders
+from tljax.report.console import make_console
+from tljax.studies.jobs import make_jobs, make_runs
+from tljax.studies.results import collect
+from tljax.studies.runner import failure, run_jobs
+from tljax.studies.study import Cell, Claim, Study
+from tljax.studies.table import markdown
+
+QUIET = make_console(quiet=True)
+ROOT = Path(__file__).resolve().parents[2]
+CELLS = (
+    Cell("head", {"transfer.train": "head"}, {"optimizer.lr": (1e-2, 1e-3)}, {"test": "50.0 %"}),
+    Cell("everything", {"transfer.train": "all"}, published={"test": "60.0 %"}, differences=("one rate",)),
+    Cell("scratch", {"transfer.train": "all", "model.weights": "None"}),
+)
+SMALL = Study(
+    "x-table1", "000", "Table 1", "what trains", {"model.name": "resnet18", "optimizer.lr": 1e-3}, CELLS, (),
+    claims=(Claim("training everything is best", "everything", ("head", "scratch")),), test_size=100,
+    differences=("a test",),
+)  # fmt: skip
+
+
+def planned(study, seeds=1, **overrides):
+    runs = make_runs(study, scale="tiny", seeds=seeds, data={}, overrides=overrides)
+    return runs, make_jobs(runs, in_one=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies") / "runs"
+    runs, jobs = planned(SMALL, seeds=2)
+    outcome = run_jobs(jobs, folder, QUIET)
+    return folder, runs, jobs, outcome
+
+
+def test_everything_is_done_and_nothing_twice(finished):
+    folder, _, jobs, outcome = finished
+    assert not outcome.failed
+    assert len(outcome.done) == len(jobs) == 7  # a network to start from; for each seed, a population and two runs
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob(folders.RESULT)}
+    again = run_jobs(jobs, folder, QUIET)
+    assert set(again.done) == set(outcome.done)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob(folders.RESULT)} == stamps
+
+
+def test_rows_and_table(finished):
+    folder, runs, jobs, _ = finished
+    rows = collect(SMALL, runs, jobs, folder)
+    assert [len(row.found) for row in rows] == [2, 2, 2]
+    head = rows[0]
+    for found in head.found:  # of the two rates, the one that validation prefers
+        both = [
+            folders.read_result(folder / job.folder_of(key))["validation"]["accuracy"]
+            for job in jobs
+            for key in job.members
+            for run in runs
+            if run.key == key and run.cell == "head" and run.seed == found.run.seed
+        ]
+        assert found.result["validation"]["accuracy"] == max(both)
+    assert head.right().shape == (2, 120)
+    assert head.right().sum() / 2 == head.tested[0]
+    text = markdown(SMALL, rows, scale="tiny")
+    assert "TINY" in text
+    assert "| head | 50.0 % (40.4 to 59.6) |" in text
+    assert "- everything: one rate" in text
+    assert 'The report: "training everything is best". Here: ' in text
+    assert "Ours: " in text
+    assert "Published, on the 100 test images" in text
+
+
+def test_a_failure_leaves_the_rest_alone_and_is_tried_again(tmp_path):
+    cells = Cell("bad", {"optimizer.name": "sgd", "optimizer.momentum": 0.5}), Cell("good", {"epochs": 1})
+    broken = Study("x", "000", "Table 1", "x", {**SMALL.base, "model.weights": "None"}, cells, ())
+    runs, jobs = planned(broken, **{"transfer.train": "all"})
+    bad = next(job for job in jobs if runs[0].key in job.members)
+    (tmp_path / bad.key).mkdir()
+    (tmp_path / bad.key / "somebody's.txt").write_text("")
+    outcome = run_jobs(jobs, tmp_path, QUIET)
+    assert set(outcome.failed) == {bad.key}
+    assert len(outcome.done) == len(jobs) - 1
+    rows = collect(broken, runs, jobs, tmp_path)
+    assert "has files in it but no run" in rows[0].failed[0]
+    assert "Failed: --workdir=" in markdown(broken, rows, scale="tiny")
+    (tmp_path / bad.key / "somebody's.txt").unlink()
+    assert not run_jobs(jobs, tmp_path, QUIET).failed
+    assert not failure(bad.key, tmp_path).exists()
+
+
+def test_what_starts_from_a_failed_run_fails_with_its_name(tmp_path):
+    cells = Cell("early", {"model.weights": "nowhere.pth"}), Cell("late", {"model.weights": "cell:early", "epochs": 1})
+    chain = Study("x", "000", "Table 1", "x", SMALL.base, cells, ())
+    runs, jobs = planned(chain)
+    outcome = run_jobs(jobs, tmp_path, QUIET)
+    assert len(outcome.failed) == 2
+    assert f"run {runs[0].key}, which it starts from, failed" in outcome.failed.values()
+
+
+def test_two_workers_share_a_folder(tmp_path, finished):
+    """Each job is done once, and both workers return when all are done."""
+    jobs = finished[2]
+    outcomes = []
+    worker = [sys.executable, "-c", WORKER, str(tmp_path)]
+    other = subprocess.Popen(worker, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stdout=subprocess.PIPE, text=True)
+    outcomes.append(run_jobs(jobs, tmp_path, QUIET))
+    said, _ = other.communicate(timeout=300)
+    assert other.returncode == 0, said
+    assert set(outcomes[0].done) == set(json.loads(said.splitlines()[-1])) == {job.key for job in jobs}
+    assert not outcomes[0].failed
+
+
+WORKER = """
+import json, sys
+from pathlib import Path
+from tests.studies.test_runner import QUIET, SMALL, planned
+from tljax.studies.runner import run_jobs
+print(json.dumps(run_jobs(planned(SMALL, seeds=2)[1], Path(sys.argv[1]), QUIET).done))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_with_the_same_table(tmp_path):
+    """SIGKILL at three moments, then the same command to its end; beside it a run that was left alone."""
+    command_line = [sys.executable, "-m", "tljax.study", "run", "000-table2", "--scale", "tiny", "--seeds", "1"]
+    for name, kills in (("killed", (9, 13, 17)), ("alone", ())):
+        for seconds in kills:
+            process = subprocess.Popen([*command_line, "--folder", str(tmp_path / name)], cwd=ROOT)
+            time.sleep(seconds)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        subprocess.run([*command_line, "--folder", str(tmp_path / name)], cwd=ROOT, check=True)
+    tables = [(tmp_path / name / "tiny/000-table2/table.md").read_text() for name in ("killed", "alone")]
+    assert tables[0] == tables[1]
+
+
+def test_commands(tmp_path, capsys, monkeypatch):
+    assert command.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("000-table2") and "report 000, Table 2" in line for line in lines)
+    assert command.main(["show", "002-table8"]) == 0
+    assert "GaussianBlur(27)" in capsys.readouterr().out
+    assert command.main(["report", "003-table1", "--folder", str(tmp_path)]) == 0
+    assert "16 runs are missing" in capsys.readouterr().out
+    for wrong, words in (
+        (["show", "nothing"], "no study is called nothing"),
+        (["run", "000-table2", "--seeds", "0"], "--seeds=0 is not 1 or more"),
+        (["run", "000-table2", "--set", "epochs"], "--set 'epochs' is not NAME=VALUE"),
+    ):
+        assert command.main(wrong) == 2
+        assert words in capsys.readouterr().err

@@ -1,0 +1,8 @@
+"""The studies by name: each is one table or figure of a report."""
+
+from tljax.studies import seed000, seed001, seed002, seed003, seed004
+from tljax.studies.study import Study
+
+STUDIES: dict[str, Study] = {
+    study.name: study for seed in (seed000, seed001, seed002, seed003, seed004) for study in seed.STUDIES
+}

@@ -1,0 +1,87 @@
+"""The jobs of a study on a Ray cluster (the extra [ray]): one accelerator each, a lost worker's job done again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tljax import workdir as folders
+from tljax.errors import UserError
+from tljax.studies.jobs import Job
+from tljax.studies.runner import Outcome, failure, is_done, reason_of, run_job
+
+RETRIES = 3  # of a job whose worker died; a run goes on from its last checkpoint
+
+
+def run_on_ray(jobs: Sequence[Job], runs: Path, console: Console, *, address: str | None = None) -> Outcome:
+    """Runs all jobs on a cluster; returns when all are done or have failed.
+
+    Args:
+      jobs: those that others start from first.
+      runs: the folder of all runs, on storage that every node sees.
+      console: for one line per job.
+      address: of the cluster, as `ray.init` takes it; None for RAY_ADDRESS, else a local one that ends with this call.
+
+    Raises:
+      UserError: where Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--ray needs Ray: pip install 'tljax[ray]'") from None
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
+    try:
+        return _run(ray, jobs, runs.resolve(), console)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _run(ray: Any, jobs: Sequence[Job], runs: Path, console: Console) -> Outcome:
+    gpus = ray.cluster_resources().get("GPU", 0)
+    # A process of its own for every job: nothing compiled for one, and no accelerator's memory, is left for the next.
+    remote = ray.remote(num_gpus=1 if gpus else 0, num_cpus=1, max_retries=RETRIES, max_calls=1)(_work)
+    outcome, waiting, under_way = Outcome(), list(jobs), {}
+    while waiting or under_way:
+        for job in list(waiting):
+            if is_done(job, runs):
+                outcome.done.append(job.key)
+            elif job.after in outcome.failed:
+                outcome.failed[job.key] = f"run {job.after}, which it starts from, failed"
+            elif job.after is None or (runs / job.after / folders.RESULT).is_file():
+                under_way[remote.remote(job, str(runs))] = job
+            else:
+                continue
+            waiting.remove(job)
+        if not under_way:
+            continue
+        (ready,), _ = ray.wait(list(under_way), num_returns=1)
+        job = under_way.pop(ready)
+        try:
+            error = ray.get(ready)
+        except ray.exceptions.RayError as lost:
+            error = f"its worker was lost {RETRIES + 1} times: {' '.join(str(lost).split())[:200]}"
+        if error is None:
+            outcome.done.append(job.key)
+        else:
+            outcome.failed[job.key] = error
+            folders.write_json(failure(job.key, runs), {"error": error})
+        place = f"{len(outcome.done) + len(outcome.failed)} of {len(jobs)}"
+        console.print(f"{place}: {job.key}{' failed: ' + error if error else ''}", markup=False)
+    return outcome
+
+
+def _work(job: Job, runs: str) -> str | None:
+    """In a worker: runs a job; why it failed, or None."""
+    from tljax.main import keep_compilations
+    from tljax.report.console import make_console
+
+    keep_compilations()
+    try:
+        run_job(job, Path(runs), make_console(quiet=True))
+    except Exception as error:
+        return reason_of(error)
+    return None

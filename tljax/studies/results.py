@@ -1,0 +1,240 @@
+"""What a study's finished runs found: one row per cell, with the doubt in it."""
+
+import dataclasses
+import itertools
+import json
+import statistics as numbers
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tljax.losses import predictions, wilson_interval
+from tljax.studies import statistics
+from tljax.studies.jobs import Job, Run
+from tljax.studies.runner import failure
+from tljax.studies.study import Cell, Claim, Study, number
+from tljax.workdir import RESULT, read_result
+
+Result = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A column.
+
+    Attributes:
+      title: its head.
+      share: whether it is a share, shown in percent.
+      value: of one run's result; None where it has none.
+    """
+
+    title: str
+    share: bool
+    value: Callable[[Result], float | None]
+
+
+def measure(name: str) -> Measure:
+    """A column by name: `test`, `validation`, `validation@EPOCH`, `best by test`, `epoch`, `lr`, `seconds`."""
+    if name.startswith("validation@"):
+        epoch = int(name.partition("@")[2])
+        return Measure(
+            f"validation accuracy after epoch {epoch}",
+            True,
+            lambda r: r["history"][epoch - 1]["val_accuracy"] if len(r["history"]) >= epoch else None,
+        )
+    return {
+        "test": Measure("test accuracy", True, lambda r: r["test"] and r["test"]["accuracy"]),
+        "validation": Measure("validation accuracy", True, lambda r: r["validation"] and r["validation"]["accuracy"]),
+        "best by test": Measure(
+            "best test accuracy among epochs (chosen by looking)", True, lambda r: r["best_by_test"]["accuracy"]
+        ),
+        "epoch": Measure("epoch", False, lambda r: r["validation"] and r["validation"]["best_epoch"]),
+        "lr": Measure("learning rate", False, lambda r: r["config"]["optimizer"]["lr"]),
+        "seconds": Measure(
+            "seconds per epoch", False, lambda r: numbers.median(e["seconds"] for e in r["train"]["epochs"])
+        ),
+    }[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A finished run that counts for its cell."""
+
+    run: Run
+    folder: Path
+    result: Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A cell and what was found for it, by seed.
+
+    Attributes:
+      cell: the cell.
+      found: the run that counts, of every seed that is done.
+      tried: of the first seed, what was searched in words and the history, for every run.
+      missing: runs that are not done.
+      failed: why, of those that failed.
+    """
+
+    cell: Cell
+    found: tuple[Found, ...]
+    tried: tuple[tuple[str, list[dict[str, Any]]], ...]
+    missing: int
+    failed: tuple[str, ...]
+
+    def values(self, name: str) -> list[float]:
+        """A measure, by seed."""
+        found = (measure(name).value(f.result) for f in self.found)
+        return [value for value in found if value is not None]
+
+    def mean(self, name: str) -> float | None:
+        values = self.values(name)
+        return sum(values) / len(values) if values else None
+
+    @property
+    def tested(self) -> tuple[float, int] | None:
+        """Right answers, on average over seeds, and test images."""
+        tests = [f.result["test"] for f in self.found if f.result["test"]]
+        return (sum(t["correct"] for t in tests) / len(tests), tests[0]["seen"]) if tests else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95% interval of the mean accuracy: what another test set of this size might have given."""
+        return wilson_interval(round(self.tested[0]), self.tested[1]) if self.tested else None
+
+    def right(self) -> np.ndarray | None:
+        """Which test images each seed got right, bool `[seeds, N]`; None where seeds were tested on different ones."""
+        found = [np.load(f.folder / "predictions.npz") for f in self.found if f.result["test"]]
+        if not found or any((one["test_names"] != found[0]["test_names"]).any() for one in found[1:]):
+            return None
+        return np.stack([predictions(one["test_logits"]) == one["test_labels"] for one in found])
+
+    def test_names(self) -> np.ndarray | None:
+        tested = [f for f in self.found if f.result["test"]]
+        return np.load(tested[0].folder / "predictions.npz")["test_names"] if tested else None
+
+
+def collect(study: Study, runs: Sequence[Run], jobs: Sequence[Job], folder: Path) -> list[Row]:
+    """The rows of a study.
+
+    Args:
+      study: which.
+      runs: its runs.
+      jobs: theirs.
+      folder: of all runs.
+    """
+    job_of = {key: job for job in jobs for key in job.members}
+    rows = []
+    for cell in study.cells:
+        found, tried, missing, failed = [], [], 0, []
+        mine = [run for run in runs if run.cell == cell.name]
+        for _, group in itertools.groupby(mine, key=lambda run: run.seed):
+            candidates = []
+            for run in group:
+                job = job_of[run.key]
+                where = folder / job.folder_of(run.key)
+                if (where / RESULT).is_file() and (result := read_result(where)) is not None:
+                    candidates.append(Found(run, where, result))
+                    continue
+                missing += 1
+                if failure(job.key, folder).is_file():
+                    failed.append(json.loads(failure(job.key, folder).read_text())["error"])
+            if candidates:
+                tried = tried or [(_searched(one.run), one.result["history"]) for one in candidates]
+                found.append(max(candidates, key=_validated))
+        rows.append(Row(cell, tuple(found), tuple(tried), missing, tuple(dict.fromkeys(failed))))
+    return rows
+
+
+def _searched(run: Run) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]} {value:g}" for name, value in run.searched.items()) or run.cell
+
+
+def _validated(found: Found) -> float:
+    """By what a search chooses: validation, and where a report looked at the test images instead, those."""
+    validation = found.result["validation"]
+    if validation is not None:
+        return validation["accuracy"]
+    return found.result["best_by_test"]["accuracy"] if "best_by_test" in found.result else 0.0
+
+
+def compare(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
+    """P-values of all pairs of rows that were tested on the same images, corrected for their number (Holm)."""
+    right = {row.cell.name: (row.test_names(), row.right()) for row in rows}
+    values = {}
+    for a, b in itertools.combinations(right, 2):
+        (names_a, first), (names_b, second) = right[a], right[b]
+        if first is None or second is None or names_a is None or names_b is None:
+            continue
+        if names_a.shape == names_b.shape and (names_a == names_b).all():
+            values[a, b] = statistics.mcnemar(first, second)
+    return statistics.holm(values)
+
+
+def compare_published(study: Study) -> dict[tuple[str, str], float]:
+    """P-values of all pairs of published rows, corrected; empty where their test set is unknown."""
+    name, size = study.measures[0], study.test_size
+    if size is None:
+        return {}
+    correct = {c.name: round(number(c.published[name]) * size) for c in study.cells if name in c.published}
+    return statistics.holm(
+        {
+            (a, b): statistics.two_proportions(correct[a], size, correct[b], size)
+            for a, b in itertools.combinations(correct, 2)
+        }
+    )
+
+
+def against_published(study: Study, row: Row) -> float | None:
+    """The p-value that our row and the published one are equally good; None where one of them is not known."""
+    text = row.cell.published.get("test")
+    if text is None or study.test_size is None or row.tested is None:
+        return None
+    correct, seen = row.tested
+    return statistics.two_proportions(round(correct), seen, round(number(text) * study.test_size), study.test_size)
+
+
+def verdict(values: Mapping[tuple[str, str], float], accuracy: Mapping[str, float], whose: str) -> str:
+    """One sentence: which of the differences between rows are larger than noise."""
+    if not values:
+        return f"{whose}: nothing to compare."
+    larger = [
+        f"{better} over {worse} (p {p_words(p)})"
+        for (a, b), p in sorted(values.items(), key=lambda item: item[1])
+        if p < statistics.LEVEL
+        for better, worse in [(a, b) if accuracy[a] > accuracy[b] else (b, a)]
+    ]
+    total = f"{len(values)} pair{'s' if len(values) > 1 else ''} of rows"
+    if not larger:
+        return f"{whose}: none of the differences between {total} is larger than noise."
+    shown = "; ".join(larger[:6]) + (f"; and {len(larger) - 6} more" if len(larger) > 6 else "")
+    return f"{whose}: of {total}, {len(larger)} differ by more than noise: {shown}."
+
+
+def judge(claim: Claim, rows: Sequence[Row], values: Mapping[tuple[str, str], float]) -> str:
+    """Whether what a report says held here; `values` are those of `compare`, which knows about test accuracies."""
+    by_name = {row.cell.name: row for row in rows}
+    ours, others = (
+        by_name[claim.better].mean(claim.measure), [by_name[name].mean(claim.measure) for name in claim.than]
+    )  # fmt: skip
+    if ours is None or None in others:
+        return "not run yet"
+    tested = claim.measure in ("test", "best by test")
+    clear = [
+        n for n in claim.than if min(values.get((claim.better, n), 1.0), values.get((n, claim.better), 1.0)) < 0.05
+    ]
+    if claim.alike:
+        return "did not hold: they differ by more than noise" if clear else "held: no difference larger than noise"
+    beaten = sum(ours > other for other in others if other is not None)
+    if beaten < len(others):
+        return f"did not hold: better than {beaten} of {len(others)}"
+    if not tested:
+        return "held in order; validation accuracies are not tested against noise here"
+    return "held" if len(clear) == len(others) else f"held in order, beyond noise against {len(clear)} of {len(others)}"
+
+
+def p_words(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

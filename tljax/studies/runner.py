@@ -1,0 +1,113 @@
+"""Does the jobs of a study: skips what is done, goes on where it stopped, and lets no failure stop the rest."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from tljax import train
+from tljax import workdir as folders
+from tljax.errors import UserError
+from tljax.report.console import make_console
+from tljax.studies.jobs import Job, make_config
+
+PATIENCE = 2.0  # seconds between two looks at what other workers are doing
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of the jobs, by key."""
+
+    done: list[str] = dataclasses.field(default_factory=list)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def is_done(job: Job, runs: Path) -> bool:
+    return (runs / job.key / folders.RESULT).is_file()
+
+
+def failure(key: str, runs: Path) -> Path:
+    """The file that says why a job failed; it is there from the failure until the job is done."""
+    return runs / f"{key}.failed.json"
+
+
+def run_job(job: Job, runs: Path, console: Console) -> None:
+    """Runs one job in this process, or goes on with it; what failed before is tried again, what is done stays.
+
+    Raises:
+      Busy: when another worker is at it.
+      Whatever a run raises.
+    """
+    with folders.locked(runs / ".locks" / job.key):
+        if not is_done(job, runs):
+            train.run(make_config(job.fields, runs), runs / job.key, console=console, look_at_test=True)
+        failure(job.key, runs).unlink(missing_ok=True)
+
+
+def run_jobs(jobs: Sequence[Job], runs: Path, console: Console) -> Outcome:
+    """Runs, in this process, all jobs that nobody else runs; returns when all are done or have failed.
+
+    Args:
+      jobs: those that others start from first.
+      runs: the folder of all runs; several workers may share it.
+      console: for one line per job.
+
+    Raises:
+      Interrupted: on SIGINT or SIGTERM; the run under way is saved, and the same command goes on.
+    """
+    outcome, waiting = Outcome(), list(jobs)
+    while waiting:
+        busy = []
+        for job in waiting:
+            if is_done(job, runs):
+                outcome.done.append(job.key)
+            elif job.after in outcome.failed:
+                outcome.failed[job.key] = f"run {job.after}, which it starts from, failed"
+            elif job.after is not None and not (runs / job.after / folders.RESULT).is_file():
+                busy.append(job)
+            else:
+                place = f"{len(outcome.done) + len(outcome.failed) + 1} of {len(jobs)}"
+                if not _attempt(job, runs, console, outcome, place):
+                    busy.append(job)
+        if len(busy) == len(waiting):
+            time.sleep(PATIENCE)
+        waiting = busy
+    return outcome
+
+
+def _attempt(job: Job, runs: Path, console: Console, outcome: Outcome, place: str) -> bool:
+    """Runs a job; False where another worker is at it."""
+    began = time.perf_counter()
+    try:
+        run_job(job, runs, make_console(quiet=True))
+    except folders.Busy:
+        return False
+    except train.Interrupted:
+        raise
+    except Exception as error:  # whatever a run dies of, the others go on
+        reason = reason_of(error)
+        outcome.failed[job.key] = reason
+        folders.write_json(failure(job.key, runs), {"error": reason})
+        console.print(f"{place}: {job.key} failed: {reason}", markup=False)
+    else:
+        outcome.done.append(job.key)
+        console.print(f"{place}: {job.key}, {words(job)}, {time.perf_counter() - began:.0f} s", markup=False)
+    finally:
+        jax.clear_caches()  # programs are mapped into memory piece by piece, and a process may have 65,530 mappings
+    return True
+
+
+def reason_of(error: Exception) -> str:
+    """Why a run failed, in one line."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
+def words(job: Job) -> str:
+    """A job in a few words."""
+    fields = job.fields
+    count = f"{len(job.members)} members, " if job.population else ""
+    return f"{fields['model.name']}, {count}training {fields['transfer.phases'] or fields['transfer.train']}"

@@ -1,0 +1,112 @@
+"""A study's rows as Markdown: published and ours side by side, with the doubt in both."""
+
+from collections.abc import Sequence
+
+from tljax.losses import wilson_interval
+from tljax.studies import results
+from tljax.studies.results import Row, measure
+from tljax.studies.scales import SCALES
+from tljax.studies.study import Study, number
+
+
+def markdown(study: Study, rows: Sequence[Row], *, scale: str) -> str:
+    """The table of a study, what it shows and what it does not, and every difference of protocol."""
+    paired = results.compare(rows)
+    lines = [
+        f"## {study.name}: report {study.report}, {study.item}",
+        "",
+        f"{study.title[:1].upper()}{study.title[1:]}.",
+        "",
+    ]
+    if note := SCALES[scale].note:
+        lines += [f"**{note}**", ""]
+    lines += [*grid(study, rows), ""]
+    lines += [f"- {sentence}" for sentence in sentences(study, rows, paired)]
+    lines += ["", "Protocol:", ""]
+    lines += [f"- {text}" for text in study.differences]
+    lines += [f"- {row.cell.name}: {text}" for row in rows for text in row.cell.differences]
+    return "\n".join(lines) + "\n"
+
+
+def grid(study: Study, rows: Sequence[Row]) -> list[str]:
+    """Head, rule and rows."""
+    published = [name for name in study.measures if any(name in row.cell.published for row in rows)]
+    head = ["", *(f"published {measure(name).title}" for name in published)]
+    head += [f"ours: {measure(name).title}" for name in study.measures]
+    head += ["95% over seeds", "95% over test images", "difference", "p against published"]
+    lines = [cells(head), "|---" * len(head) + "|"]
+    for row in rows:
+        line = [row.cell.name, *(published_words(study, row, name) for name in published)]
+        line += [own_words(row, name) for name in study.measures]
+        line += [seeds_words(row, study.measures[0]), images_words(row), difference_words(study, row)]
+        p = results.against_published(study, row)
+        lines.append(cells([*line, "" if p is None else results.p_words(p)]))
+    return lines
+
+
+def cells(words: Sequence[str]) -> str:
+    return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def span(ends: tuple[float, float]) -> str:
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+def published_words(study: Study, row: Row, name: str) -> str:
+    """As printed; an accuracy with what its test set leaves open."""
+    text = row.cell.published.get(name, "")
+    if not text or study.test_size is None or name not in ("test", "best by test"):
+        return text
+    return f"{text} ({span(wilson_interval(round(number(text) * study.test_size), study.test_size))})"
+
+
+def own_words(row: Row, name: str) -> str:
+    """The mean over seeds, and how many of them there are."""
+    values = row.values(name)
+    if not values:
+        return "failed" if row.failed else "not run"
+    mean = sum(values) / len(values)
+    told = percent(mean) if measure(name).share else f"{mean:.4g}"
+    return told + (f" ({len(values)} seeds)" if len(values) > 1 and name == "test" else "")
+
+
+def seeds_words(row: Row, name: str) -> str:
+    found = results.statistics.mean_interval(row.values(name), share=measure(name).share)
+    return "" if found is None else span(found) if measure(name).share else f"{found[0]:.4g} to {found[1]:.4g}"
+
+
+def images_words(row: Row) -> str:
+    return "" if row.interval is None or row.tested is None else f"{span(row.interval)} (n = {row.tested[1]:,})"
+
+
+def difference_words(study: Study, row: Row) -> str:
+    """Ours minus published, in the study's first measure."""
+    name = study.measures[0]
+    ours, text = row.mean(name), row.cell.published.get(name)
+    if ours is None or text is None:
+        return ""
+    difference = ours - number(text)
+    return f"{100 * difference:+.2f}" if measure(name).share else f"{difference:+.3g}"
+
+
+def sentences(study: Study, rows: Sequence[Row], paired: dict[tuple[str, str], float]) -> list[str]:
+    """What the table shows and what it does not, in words."""
+    told = []
+    means = {row.cell.name: mean for row in rows if (mean := row.mean("test")) is not None}
+    told.append(results.verdict({pair: p for pair, p in paired.items() if set(pair) <= means.keys()}, means, "Ours"))
+    theirs = results.compare_published(study)
+    if theirs:
+        name = study.measures[0]
+        accuracy = {c.name: number(c.published[name]) for c in study.cells if name in c.published}
+        size = f"published, on the {study.test_size:,} test images that the report's percentages or its text imply"
+        told.append(results.verdict(theirs, accuracy, size[:1].upper() + size[1:]))
+    told += [f'The report: "{claim.text}". Here: {results.judge(claim, rows, paired)}.' for claim in study.claims]
+    missing = sum(row.missing for row in rows)
+    if missing:
+        reasons = {reason for row in rows for reason in row.failed}
+        told.append(f"{missing} runs are missing." + "".join(f" Failed: {reason}." for reason in sorted(reasons)))
+    return told

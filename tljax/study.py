@@ -1,0 +1,175 @@
+"""Studies: the tables and figures of five reports, run again and set beside the published numbers.
+
+python -m tljax.study list
+python -m tljax.study show 000-table2
+python -m tljax.study run 000-table2 --data pets=pets:PATH --seeds 3
+python -m tljax.study run all --scale tiny
+python -m tljax.study report 000-table2
+"""
+
+import argparse
+import ast
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tljax.command_line import OneLineParser, one_line
+from tljax.errors import UserError
+from tljax.machine import tune_cpu
+from tljax.main import keep_compilations, quiet_libraries
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 1 if runs failed, 2 for a mistake, 128 + the signal."""
+    args = make_parser().parse_args(argv)
+    quiet_libraries()
+    try:
+        return {"list": show_list, "show": show_one, "run": run, "report": report}[args.command](args)
+    except UserError as error:
+        print(f"tljax: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tljax: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = OneLineParser(
+        prog="python -m tljax.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="one line per study")
+    for name, words in (
+        ("show", "its cells and what it needs"),
+        ("run", "its runs; what is done is skipped"),
+        ("report", "its table"),
+    ):
+        command = commands.add_parser(name, help=words)
+        command.add_argument("name", help="a study, several with commas between, or all")
+        if name == "show":
+            continue
+        if name == "run":
+            command.add_argument("--ray", action="store_true", help="on a Ray cluster: RAY_ADDRESS, else this machine")
+        command.add_argument("--folder", type=Path, default=Path("studies"), help="where runs and tables lie")
+        command.add_argument("--scale", choices=("full", "tiny", "onestep"), default="full")
+        command.add_argument("--seeds", type=int, help="how many; the study's own number by default")
+        command.add_argument("--data", action="append", default=[], metavar="NAME=SOURCE", help="where a data set is")
+        command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of all runs")
+    return parser
+
+
+def chosen(text: str) -> list[Any]:
+    """The studies named on the command line."""
+    from tljax.studies import STUDIES
+
+    names = list(STUDIES) if text == "all" else text.split(",")
+    if unknown := [name for name in names if name not in STUDIES]:
+        raise UserError(f"no study is called {', '.join(unknown)}; see python -m tljax.study list")
+    return [STUDIES[name] for name in names]
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` options as a dictionary."""
+    for text in given:
+        if "=" not in text:
+            raise UserError(f"{option} {text!r} is not NAME=VALUE")
+    return {name: value for name, _, value in (text.partition("=") for text in given)}
+
+
+def value_of(text: str) -> Any:
+    """A number, a tuple or the like, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def show_list(args: argparse.Namespace) -> int:
+    """Prints one line per study."""
+    del args
+    for study in chosen("all"):
+        print(f"{study.name:<18} report {study.report}, {study.item:<16} {len(study.cells):>3} rows  {study.title}")
+    return 0
+
+
+def show_one(args: argparse.Namespace) -> int:
+    """Prints the cells of studies, with their settings and published numbers."""
+    for study in chosen(args.name):
+        print(f"{study.name}: report {study.report}, {study.item}: {study.title}")
+        print(f"needs: {'; '.join(study.needs)}")
+        print("all rows: " + ", ".join(f"{name}={value}" for name, value in study.base.items()))
+        for cell in study.cells:
+            settings = {**cell.settings, **{name: f"one of {values}" for name, values in cell.search.items()}}
+            told = ", ".join(f"{name}={value}" for name, value in settings.items())
+            published = ", ".join(f"{name} {text}" for name, text in cell.published.items())
+            print(f"  {cell.name}: {told or 'as above'}" + (f"; published: {published}" if published else ""))
+        for text in (*study.differences, *(f"{c.name}: {text}" for c in study.cells for text in c.differences)):
+            print(f"  protocol: {text}")
+    return 0
+
+
+def planned(args: argparse.Namespace, study: Any) -> tuple[list[Any], list[Any], Path]:
+    """A study's runs, their jobs, and the folder of all runs of this scale."""
+    from tljax.studies.jobs import make_jobs, make_runs
+    from tljax.studies.scales import SCALES
+
+    seeds = study.seeds if args.seeds is None else args.seeds
+    if seeds < 1:
+        raise UserError(f"--seeds={seeds} is not 1 or more")
+    overrides = {name: value_of(text) for name, text in pairs("--set", args.set).items()}
+    runs = make_runs(study, scale=args.scale, seeds=seeds, data=pairs("--data", args.data), overrides=overrides)
+    return runs, make_jobs(runs, in_one=SCALES[args.scale].in_one), args.folder / args.scale / "runs"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs what is not done, then writes the tables."""
+    tune_cpu()
+    from tljax import train
+    from tljax.report.console import make_console
+    from tljax.studies.cluster import run_on_ray
+    from tljax.studies.runner import run_jobs
+
+    keep_compilations()
+    console, failed = make_console(), 0
+    for study in chosen(args.name):
+        runs, jobs, folder = planned(args, study)
+        console.print(f"{study.name}: {len(study.cells)} rows, {len(runs)} runs in {len(jobs)} jobs", markup=False)
+        try:
+            outcome = (run_on_ray if args.ray else run_jobs)(jobs, folder, console)
+        except train.Interrupted as interrupted:
+            print(f"tljax: {interrupted}", file=sys.stderr)
+            return 128 + interrupted.number
+        failed += len(outcome.failed)
+        write_report(args, study)
+    return 1 if failed else 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Writes and prints the tables of what is done so far."""
+    for study in chosen(args.name):
+        print(write_report(args, study))
+    return 0
+
+
+def write_report(args: argparse.Namespace, study: Any) -> str:
+    """Writes a study's table and page into its folder; returns the table."""
+    from tljax.studies.page import page
+    from tljax.studies.results import collect
+    from tljax.studies.table import markdown
+    from tljax.workdir import write_whole
+
+    runs, jobs, folder = planned(args, study)
+    rows = collect(study, runs, jobs, folder)
+    text = markdown(study, rows, scale=args.scale)
+    where = args.folder / args.scale / study.name
+    where.mkdir(parents=True, exist_ok=True)
+    write_whole(where / "table.md", text)
+    write_whole(where / "report.html", page(study, rows, scale=args.scale))
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
