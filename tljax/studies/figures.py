@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -19,7 +19,7 @@ from tljax.studies.study import Study, number
 
 INK = "#010203"  # replaced by the page's colour
 OURS, THEIRS = "#3b82c4", "#c2603d"  # readable on white and on black
-LINES = ("#3b82c4", "#c2603d", "#4d9a5b", "#9a6cc0", "#b58a2a", "#c4588f", "#4fa3a8", "#7d7d7d")
+LINES = ("#3b82c4", "#c2603d", "#4d9a5b", "#9a6cc0", "#b58a2a", "#c4588f", "#4fa3a8", "#7d7d7d", "#8a6d4f", "#6b7fd6")
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "tljax", "font.family": "sans-serif", "font.size": 9, "text.color": INK,
     "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
@@ -66,14 +66,14 @@ def _bar(ax: Any, y: float, value: float, ends: tuple[float, float], colour: str
     ax.plot(100 * value, y, marker, color=colour, markersize=5, label=label)
 
 
-def curves_picture(row: Row) -> str | None:
-    """Validation accuracy by epoch, a line per run that was tried for a cell's first seed; None where none was."""
-    histories = [(words, [e["val_accuracy"] for e in history]) for words, history in row.tried]
+def curves_picture(tried: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str | None:
+    """Validation accuracy by epoch, a line per run, given by its name and history; None where nothing was validated."""
+    histories = [(plain(words), [e["val_accuracy"] for e in history]) for words, history in tried]
     histories = [(words, values) for words, values in histories if values and values[0] is not None]
     if not histories:
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 2.8), layout="constrained")
+        figure = Figure(figsize=(6.4, max(2.8, 0.5 + 0.19 * len(histories))), layout="constrained")
         ax = figure.subplots()
         for (words, values), colour in zip(histories, LINES * 9, strict=False):
             epochs = np.arange(1, len(values) + 1)

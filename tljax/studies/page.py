@@ -29,7 +29,7 @@ TEMPLATES = jinja2.Environment(
 def page(study: Study, rows: Sequence[Row], *, scale: str) -> str:
     """The page, as HTML."""
     paired = results.compare(rows)
-    head, _, *lines = table.grid(study, rows)
+    head, lines = table.grid(study, rows)
     best = max(
         (row for row in rows if row.tested),
         key=lambda row: row.tested[0] / row.tested[1] if row.tested else 0,
@@ -40,10 +40,10 @@ def page(study: Study, rows: Sequence[Row], *, scale: str) -> str:
         study=study,
         note=SCALES[scale].note,
         picture=_markup(figures.rows_picture(study, rows)),
-        head=_words(head),
-        lines=[_words(line) for line in lines],
+        head=head,
+        lines=lines,
         sentences=table.sentences(study, rows, paired),
-        curves=[(row.cell.name, picture) for row in rows if (picture := _markup(figures.curves_picture(row)))],
+        curves=_curves(rows),
         best=best and best.cell.name,
         confusion=_markup(shown and _confusion(shown)),
         mistakes=_mistakes(shown) if shown else [],
@@ -61,8 +61,12 @@ def _markup(text: str | None) -> Markup | None:
     return None if text is None else Markup(text)
 
 
-def _words(line: str) -> list[str]:
-    return [word.replace("\\|", "|").strip() for word in line.replace("\\|", "\0").strip("| ").split(" | ")]
+def _curves(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
+    """A picture for every cell in which something was searched, and one for all others together."""
+    single = [(row.cell.name, history) for row in rows if len(row.tried) == 1 for _, history in row.tried]
+    found = [("All rows" if len(single) == len(rows) else "Rows without a search", figures.curves_picture(single))]
+    found += [(row.cell.name, figures.curves_picture(row.tried)) for row in rows if len(row.tried) > 1]
+    return [(title, Markup(picture)) for title, picture in found if picture]
 
 
 def _confusion(found: Found) -> str | None:

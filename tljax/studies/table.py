@@ -20,7 +20,8 @@ def markdown(study: Study, rows: Sequence[Row], *, scale: str) -> str:
     ]
     if note := SCALES[scale].note:
         lines += [f"**{note}**", ""]
-    lines += [*grid(study, rows), ""]
+    head, body = grid(study, rows)
+    lines += [cells(head), "|---" * len(head) + "|", *(cells(line) for line in body), ""]
     lines += [f"- {sentence}" for sentence in sentences(study, rows, paired)]
     lines += ["", "Protocol:", ""]
     lines += [f"- {text}" for text in study.differences]
@@ -28,23 +29,24 @@ def markdown(study: Study, rows: Sequence[Row], *, scale: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def grid(study: Study, rows: Sequence[Row]) -> list[str]:
-    """Head, rule and rows."""
+def grid(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The head of the table and its lines, cell by cell."""
     published = [name for name in study.measures if any(name in row.cell.published for row in rows)]
-    head = ["", *(f"published {measure(name).title}" for name in published)]
+    head = ["row", *(f"published {measure(name).title}" for name in published)]
     head += [f"ours: {measure(name).title}" for name in study.measures]
     head += ["95% over seeds", "95% over test images", "difference", "p against published"]
-    lines = [cells(head), "|---" * len(head) + "|"]
+    lines = []
     for row in rows:
         line = [row.cell.name, *(published_words(study, row, name) for name in published)]
         line += [own_words(row, name) for name in study.measures]
-        line += [seeds_words(row, study.measures[0]), images_words(row), difference_words(study, row)]
         p = results.against_published(study, row)
-        lines.append(cells([*line, "" if p is None else results.p_words(p)]))
-    return lines
+        line += [seeds_words(row, study.measures[0]), images_words(row), difference_words(study, row)]
+        lines.append([*line, "" if p is None else results.p_words(p)])
+    return head, lines
 
 
 def cells(words: Sequence[str]) -> str:
+    """One line of a table in Markdown."""
     return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
 
 
