@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TLJAX_CACHE"] + "/xla"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-from tljax.machine import choose_libraries
+from tljax.machine import choose_libraries, forget_programs
 
 choose_libraries()  # what a user's run computes with
 
@@ -57,13 +57,10 @@ def x64():
 
 
 @pytest.fixture(autouse=True)
-def forget_programs():
-    """Drops compiled programs when there are many. Each is mapped into memory piece by piece, JAX keeps them all, and a
-    process that has reached the kernel's limit of 65,530 mappings dies of a segmentation fault."""
+def few_programs():
+    """Compiled programs of many tests must not fill the process's table of mappings."""
     yield
-    mappings = Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
+    forget_programs()
 
 
 def pytest_unconfigure():

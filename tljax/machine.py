@@ -7,6 +7,7 @@ import ctypes
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 
 # From glibc's malloc.h. One arena, no mapping of large blocks, nothing given back: XLA takes the temporary memory of a
 # step, a gigabyte, and frees it at every step, and faulting those pages in anew costs more than many of the layers.
@@ -38,3 +39,13 @@ def keep_memory() -> None:
                 (M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**28),
             ):  # fmt: skip
                 mallopt(option, value)
+
+
+def forget_programs() -> None:
+    """Drops JAX's compiled programs when there are many. Each is mapped into memory piece by piece, JAX keeps them all,
+    and a process that has reached the kernel's limit of 65,530 mappings dies of a segmentation fault."""
+    import jax
+
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()

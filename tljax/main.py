@@ -84,8 +84,9 @@ def dispatch(argv: Sequence[str], values: flags.FlagValues) -> int:
     return 0
 
 
-def keep_compilations() -> None:
-    """Lets JAX keep compiled programs on disk, so that a program is compiled once.
+def keep_compilations(*, small: bool = False) -> None:
+    """Lets JAX keep compiled programs on disk, so that a program is compiled once; also those of less than a second if
+    `small`.
 
     They lie in JAX_COMPILATION_CACHE_DIR, else in `xla` under TLJAX_CACHE or ~/.cache/tljax.
     """
@@ -94,6 +95,8 @@ def keep_compilations() -> None:
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         folder = Path(os.environ.get("TLJAX_CACHE") or "~/.cache/tljax").expanduser() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    if small:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 if __name__ == "__main__":

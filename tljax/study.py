@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     from tljax.studies.cluster import run_on_ray
     from tljax.studies.runner import run_jobs
 
-    keep_compilations()
+    keep_compilations(small=args.scale == "tiny")
     console, failed = make_console(), 0
     for study in chosen(args.name):
         runs, jobs, folder = planned(args, study)

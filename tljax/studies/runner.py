@@ -5,12 +5,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from rich.console import Console
 
 from tljax import train
 from tljax import workdir as folders
 from tljax.errors import UserError
+from tljax.machine import forget_programs
 from tljax.report.console import make_console
 from tljax.studies.jobs import Job, make_config
 
@@ -96,7 +96,7 @@ def _attempt(job: Job, runs: Path, console: Console, outcome: Outcome, place: st
         outcome.done.append(job.key)
         console.print(f"{place}: {job.key}, {words(job)}, {time.perf_counter() - began:.0f} s", markup=False)
     finally:
-        jax.clear_caches()  # programs are mapped into memory piece by piece, and a process may have 65,530 mappings
+        forget_programs()
     return True
 
 
