@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # parts that a batch is cut into to save memory; one update all the same
     config.cross_replica_bn = False  # batch statistics over all devices instead of each device's own
 
+    config.pictures = True  # draw augmented.png and curves.png
+
     config.data = data = ml_collections.ConfigDict()
     data.source = "shapes:target"  # folder:PATH, pets:PATH, tfds:NAME, shapes:TASK
     data.label = ""  # pets: breed, species; folder: folder, regex:PATTERN; tfds: a label feature. Empty: the usual one
@@ -82,6 +84,7 @@ def get_config() -> ml_collections.ConfigDict:
     augment.flip = True
     augment.rotation = 0.0  # degrees, either way
     augment.turns = 1  # so many such angles, one after the other
+    augment.copies = 0  # every image plain, and so many augmented copies beside it; 0: every image augmented, once
     augment.brightness = 0.0  # factors from 1 - x to 1 + x, as torchvision's ColorJitter
     augment.contrast = 0.0
     augment.saturation = 0.0

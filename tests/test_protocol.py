@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,7 +10,9 @@ from tests import tiny
 from tljax import train
 from tljax.data import load
 from tljax.errors import UserError
+from tljax.experiment import prepare
 from tljax.report.console import make_console
+from tljax.steps import example_keys
 
 QUIET = make_console(quiet=True)
 
@@ -17,6 +20,35 @@ QUIET = make_console(quiet=True)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+def test_augmented_copies_stand_beside_plain_images(folder):
+    """An epoch has every image plain and its copies, each with a key of its own."""
+    config = tiny.make_config(folder, augment__copies=2, batch_size=10)
+    experiment, _ = prepare(config, None, QUIET)
+    feed = experiment.feed("train", training=True)
+    count, images = len(experiment.data.splits["train"]), len(experiment.data.source.names)
+    assert feed.count == 3 * count
+    assert experiment.steps_per_epoch == -(-3 * count // 10)
+    batches = list(feed.batches(epoch=1))
+    seen = np.concatenate([b["index"][b["mask"] > 0] for b in batches])
+    assert sorted(seen) == sorted(c * images + i for c in range(3) for i in experiment.data.splits["train"])
+    batch = next(b for b in batches if (b["index"] < images).any() and (b["index"] >= images).any())
+    np.testing.assert_array_equal(batch["label"], experiment.data.source.labels[batch["index"] % images])
+    keys = example_keys(jax.random.key(0), 1, batch["index"])
+    found = np.asarray(feed.inputs(keys, batch | {"epoch": 1}))
+    plain = np.asarray(feed.plain(keys, batch["image"], batch["size"]))
+    first = batch["index"] < images
+    np.testing.assert_array_equal(found[first], plain[first])
+    assert all((a != b).any() for a, b in zip(found[~first], plain[~first], strict=True))
+
+
+def test_a_run_with_copies_counts_them(folder, tmp_path):
+    config = tiny.make_config(folder, augment__copies=1, epochs=2, transfer__train="head", transfer__fresh="all",
+                              transfer__allow_fresh_frozen=True)  # fmt: skip
+    result = train.run(config, tmp_path / "run", console=QUIET)
+    assert result["best_step"] in (9, 18)  # 36 images twice, in batches of 8
+    assert (result["features"] or {}).get("splits", ["val"]) == ["val"]
 
 
 @pytest.mark.parametrize("population", [(), (1e-4, 3e-3)])

@@ -75,15 +75,16 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> int:
-        return num_batches(len(self.data.splits["train"]), self.batch_size)
+        return num_batches(len(self.data.splits["train"]) * (1 + self.config.augment.copies), self.batch_size)
 
     @property
     def normalize(self) -> Callable[[Any], jax.Array]:
         return make_normalize(self.preprocessing["mean"], self.preprocessing["std"])
 
-    def make_views(self) -> Callable[..., jax.Array]:
-        """`(keys, images, sizes) -> inputs` of training."""
-        return make_views(augmentation(self.config), self.preprocessing["mean"], self.preprocessing["std"])
+    def make_views(self, *, plain: bool = False) -> Callable[..., jax.Array]:
+        """`(keys, images, sizes) -> inputs` of training, or of training images as they are."""
+        what = Augmentation(self.config.data.size, crop="center", flip=False) if plain else augmentation(self.config)
+        return make_views(what, self.preprocessing["mean"], self.preprocessing["std"])
 
     @functools.cached_property
     def plain_loss(self) -> Loss:
@@ -183,16 +184,20 @@ class Experiment:
             batch_size=self.batch_size if training else min(self.config.batch_size, len(self.data.splits[split])),
             training=training,
             views=self.make_views(),
+            plain=self.make_views(plain=True),
             normalize=self.normalize,
             crop=self.config.data.size,
             seed=self.config.seed,
             features=features,
             placement="host" if once else self.config.data.placement,
+            copies=self.config.augment.copies if training else 0,
         )
 
     @property
     def views(self) -> int:
         """How many views of a training image there are to keep features of: 1 without randomness, 0 for endless."""
+        if self.config.augment.copies:
+            return 0
         return self.config.cache.views or (0 if augmentation(self.config).random else 1)
 
     def save_augmented(self, path: Path) -> None:
@@ -230,7 +235,7 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
         "epochs": 1, "batch_size": 1, "accumulate": 1, "seed": 0, "data.size": 1, "data.resize": 0, "data.val": 0,
         "data.per_class": 0, "data.workers": 0, "data.memory_gb": 0, "data.split_seed": 0, "schedule.step_epochs": 0,
         "schedule.warmup_epochs": 0, "schedule.factor": 0, "optimizer.weight_decay": 0, "optimizer.clip": 0,
-        "optimizer.momentum": 0, "model.outputs": 0, "cache.views": 0, "cache.memory_gb": 0,
+        "optimizer.momentum": 0, "model.outputs": 0, "augment.copies": 0, "cache.views": 0, "cache.memory_gb": 0,
     }  # fmt: skip
     fields = flatten(config.to_dict())
     for name, value in fields.items():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import jax_utils
 
@@ -32,11 +33,13 @@ class Feed:
       batch_size: rows of a global batch.
       training: whole pictures, to be augmented, in an order drawn anew each epoch; else central squares in order.
       views: `(keys, images, sizes) -> inputs`, for training.
+      plain: the same without anything random, for training images beside their copies.
       normalize: `images -> inputs`, for evaluation.
       crop: side of the squares.
       seed: of the order.
       features: `[n, views, ...]` of the split's images, in its order; None to feed pictures.
       placement: 'host', 'device', or 'auto'.
+      copies: how often each training image comes augmented, after it came plain; 0: once, augmented.
     """
 
     data: Data
@@ -44,15 +47,18 @@ class Feed:
     batch_size: int
     training: bool
     views: Callable[..., jax.Array]
+    plain: Callable[..., jax.Array]
     normalize: Callable[[Any], jax.Array]
     crop: int
     seed: int
     features: np.ndarray | None = None
     placement: str = "auto"
+    copies: int = 0
 
     def __post_init__(self):
         indices = self.indices
-        self._rows = np.zeros(len(self.data.source.names), np.int32)
+        self._images = len(self.data.source.names)
+        self._rows = np.zeros(self._images, np.int32)
         self._rows[indices] = np.arange(len(indices), dtype=np.int32)
         self._canvas = canvas_of(self.data.pixels, indices) if self.training else (self.crop, self.crop)
         one = int(np.prod(self._canvas)) * 3
@@ -63,6 +69,11 @@ class Feed:
     @property
     def indices(self) -> np.ndarray:
         return self.data.splits[self.split]
+
+    @property
+    def count(self) -> int:
+        """Examples of an epoch."""
+        return len(self.indices) * (1 + self.copies)
 
     @property
     def resident_part(self) -> dict[str, Any]:
@@ -76,6 +87,7 @@ class Feed:
         return self._pictures({"index": self.indices, "mask": np.ones(len(self.indices), np.float32)})
 
     def _pictures(self, batch: Batch) -> Batch:
+        batch = batch | {"index": batch["index"] % self._images}
         if self.training:
             return whole_pictures(self.data.pixels, batch, self._canvas)
         return central_squares(self.data.pixels, batch, self.crop)
@@ -83,14 +95,19 @@ class Feed:
     def batches(
         self, *, epoch: int = 0, start: int = 0, rows: np.ndarray | None = None, shuffle: bool = True
     ) -> Iterator[Batch]:
-        """One epoch, from batch `start`; `rows` as for `train_batches`. Evaluation is never shuffled."""
-        labels, options = self.data.source.labels, {"batch_size": self.batch_size, "start": start, "rows": rows}
+        """One epoch, from batch `start`; `rows` as for `train_batches`. Evaluation is never shuffled.
+
+        Copy c of image i has the index i + c x images, and so a key of its own.
+        """
+        labels = np.tile(self.data.source.labels, 1 + self.copies)
+        indices = np.concatenate([self.indices + c * self._images for c in range(1 + self.copies)])
+        options: dict[str, Any] = {"batch_size": self.batch_size, "start": start, "rows": rows}
         if self.training and shuffle:
-            plain = shuffled(labels, self.indices, seed=self.seed, epoch=epoch, **options)
+            found = shuffled(labels, indices, seed=self.seed, epoch=epoch, **options)
         else:
-            plain = in_order(labels, self.indices, **options)
-        for batch in plain:
-            row = self._rows[batch["index"]]
+            found = in_order(labels, indices, **options)
+        for batch in found:
+            row = self._rows[batch["index"] % self._images]
             if self.resident:
                 yield batch | {"row": row}
             elif self.features is not None:
@@ -109,7 +126,11 @@ class Feed:
         if "feature" in batch:
             return batch["feature"]
         if self.training:
-            return self.views(keys, batch["image"], batch["size"])
+            found = self.views(keys, batch["image"], batch["size"])
+            if not self.copies:
+                return found
+            first = (batch["index"] < self._images)[:, None, None, None]
+            return jnp.where(first, self.plain(keys, batch["image"], batch["size"]), found)
         return self.normalize(batch["image"])
 
 

@@ -135,9 +135,9 @@ def write_member(trainer: Trainer, folder: Path, result: dict[str, Any], logits:
         names = np.array([data.source.names[i] for i in data.splits[split]])
         predictions |= {f"{split}_logits": values, f"{split}_labels": data.labels(split), f"{split}_names": names}
     np.savez_compressed(folder / "predictions.npz", allow_pickle=False, **predictions)
-    pictures.save_curves(
-        folder / "curves.png", result["history"], chosen_row(result["history"], trainer.x.config.select)
-    )
+    if trainer.x.config.pictures:
+        chosen = chosen_row(result["history"], trainer.x.config.select)
+        pictures.save_curves(folder / "curves.png", result["history"], chosen)
     if trainer.x.population:
         folders.write_csv(folder / folders.METRICS, result["history"])
         folders.write_json(folder / folders.RESULT, result)

@@ -75,7 +75,8 @@ def run(
             stack.enter_context(folders.locked(workdir))
             folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
             folders.claim(workdir, config.to_dict(), overwrite=overwrite)
-            experiment.save_augmented(workdir / "augmented.png")
+            if config.pictures:
+                experiment.save_augmented(workdir / "augmented.png")
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
         writer = console_lib.make_writer(workdir, console, first=first)
@@ -204,7 +205,7 @@ class Trainer:
         done, of = self.step % x.steps_per_epoch, x.steps_per_epoch
         batches = prefetch(feed.batches(epoch=epoch, start=done, rows=x.replicas.rows(x.batch_size)))
         sums: list[Any] = []
-        images = len(feed.indices)
+        images = feed.count
         if len(self.clocks) == epoch:
             self.clocks.append(Clock())
         clock = self.clocks[epoch]

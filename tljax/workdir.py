@@ -19,7 +19,7 @@ except ImportError:  # Windows: two runs in one folder are then not noticed
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.csv"
 SPILL, LOCK = "pixels.u8", ".lock"
-FREE = ("data.workers", "data.memory_gb")  # fields that change how fast a run is, not what it computes
+FREE = ("data.workers", "data.memory_gb", "pictures")  # fields that do not change what a run computes
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -43,6 +43,7 @@ def tiny(given: Fields) -> tuple[Fields, Fields | None]:
         "data.label": "",
         "epochs": min(given.get("epochs", TINY_EPOCHS), TINY_EPOCHS),
         "batch_size": max(given.get("batch_size", 32), 20),
+        "pictures": False,
     }
     if small.get("data.split", "official") == "official" and "data.val" not in small:
         small["data.val"] = 0.2
@@ -58,7 +59,7 @@ def tiny(given: Fields) -> tuple[Fields, Fields | None]:
     network.pop("model.outputs", None)
     first = {
         **network, **TINY_NETWORKS[kind], "model.weights": "None", "data.source": "shapes:tiny-source",
-        "transfer.train": "all", "epochs": 1, "optimizer.lr": 3e-3, "seed": 0,
+        "transfer.train": "all", "epochs": 1, "optimizer.lr": 3e-3, "seed": 0, "pictures": False,
     }  # fmt: skip
     return small, first
 

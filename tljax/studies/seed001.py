@@ -137,6 +137,11 @@ STUDIES = (
                 differences=("factors of 0.8 to 1.2; the report names none",),
             ),
             Cell(
+                "plain images and a resized, flipped copy of each",
+                {"augment.copies": 1},
+                differences=("one copy of each image; the report does not say how many it added",),
+            ),
+            Cell(
                 "head boxes, resized crop and flip",
                 {"data.boxes": True},
                 differences=("training images alone are cut: the official test part has no boxes",),
@@ -159,6 +164,11 @@ STUDIES = (
                 "head crops did not yield better results",
                 "resized crop and flip",
                 ("head boxes, resized crop and flip",),
+            ),
+            Claim(
+                "with added augmented samples the performance worsened a little",
+                "resized crop and flip",
+                ("plain images and a resized, flipped copy of each",),
             ),
             Claim("data augmentation improved the model a little", "resized crop and flip", ("none",)),
         ),
