@@ -31,6 +31,7 @@ lint: .venv/installed
 .venv/peer: .venv/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'ray>=2.50'
 	touch $@
 
 clean:

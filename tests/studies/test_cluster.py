@@ -1,0 +1,69 @@
+"""A study on a local Ray cluster: all jobs done, and a lost worker's again."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from tests.studies.test_runner import QUIET, SMALL, planned
+from tljax import workdir as folders
+from tljax.studies.cluster import run_on_ray
+from tljax.studies.study import Cell, Study
+
+pytestmark = pytest.mark.peer
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """Two processors, for two workers at most; the tests' four fake devices stay out of them."""
+    found = pytest.importorskip("ray")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    found.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield found
+    found.shutdown()
+
+
+def workers():
+    """Processes that run a job."""
+    found = subprocess.run(["pgrep", "-f", "^ray::_work"], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in found.split()]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lost_workers_job_is_done_again(ray, tmp_path):
+    _, jobs = planned(SMALL)
+    killed = []
+
+    def kill_one():
+        while not killed:
+            for pid in workers()[:1]:
+                time.sleep(4)  # let it get somewhere
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    outcome = run_on_ray(jobs, tmp_path, QUIET)
+    thread.join(timeout=30)
+    assert killed
+    assert not outcome.failed
+    assert sorted(outcome.done) == sorted(job.key for job in jobs)
+    for job in jobs:
+        assert folders.read_result(tmp_path / job.key)["seconds"] > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_failures_are_told_and_leave_the_rest_alone(ray, tmp_path):
+    cells = Cell("bad", {"model.weights": "nowhere.pth"}), Cell("late", {"model.weights": "cell:bad", "epochs": 1})
+    broken = Study("x", "000", "Table 1", "x", SMALL.base, (*cells, Cell("good", {"model.weights": "None",
+                   "transfer.train": "all"})), ())  # fmt: skip
+    runs, jobs = planned(broken)
+    outcome = run_on_ray(jobs, tmp_path, QUIET)
+    assert len(outcome.failed) == 2
+    assert "nowhere.pth" in outcome.failed[runs[0].key]
+    assert outcome.done == [runs[2].key]
