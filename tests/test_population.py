@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests import tiny
-from tljax import inspect, train
+from tljax import features, inspect, train
 from tljax.checkpoint import saved_steps, saved_variables
 from tljax.errors import UserError
 from tljax.transfer.population import members_of
@@ -66,14 +66,14 @@ CACHED_CASES = {
 @pytest.mark.parametrize("case", CACHED_CASES)
 def test_features_that_are_kept_change_nothing(case, folder, pretrained, tmp_path, x64):
     found = []
-    for features in ("auto", "off"):
+    for cache in ("auto", "off"):
         config = tiny.make_config(
-            folder, model__dtype="float64", model__weights=str(pretrained), cache__features=features, epochs=2,
+            folder, model__dtype="float64", model__weights=str(pretrained), cache__features=cache, epochs=2,
             **PLAIN, **CACHED_CASES[case],
         )  # fmt: skip
-        result = train.run(config, tmp_path / features, console=QUIET)
-        assert (result["features"] is not None) == (features == "auto")
-        found.append((leaves(tmp_path / features, result["history"][-1]["step"]), result))
+        result = train.run(config, tmp_path / cache, console=QUIET)
+        assert (result["features"] is not None) == (cache == "auto")
+        found.append((leaves(tmp_path / cache, result["history"][-1]["step"]), result))
     agree(found[0][0], found[1][0], 1e-10)
     for a, b in zip(found[0][1]["history"], found[1][1]["history"], strict=True):
         assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-9)
@@ -82,13 +82,13 @@ def test_features_that_are_kept_change_nothing(case, folder, pretrained, tmp_pat
 
 def test_dropout_draws_the_same_over_kept_features(folder, squeezed, tmp_path, x64):
     found = []
-    for features in ("auto", "off"):
+    for cache in ("auto", "off"):
         config = squeezenet(
             folder, model__dtype="float64", model__weights=str(squeezed), transfer__train="head",
-            cache__features=features, **PLAIN,
+            cache__features=cache, **PLAIN,
         )  # fmt: skip
-        result = train.run(config, tmp_path / features, console=QUIET)
-        found.append(leaves(tmp_path / features, result["best_step"]))
+        result = train.run(config, tmp_path / cache, console=QUIET)
+        found.append(leaves(tmp_path / cache, result["best_step"]))
     agree(*found, 1e-10)
 
 
@@ -109,7 +109,60 @@ def test_views_are_those_of_the_first_epochs(folder, pretrained, tmp_path, x64):
     agree(found[0], found[1], 1e-10)
     agree(found[1], found[2], 0)
     assert result["features"]["in"] == "file"
-    assert (tmp_path / "file" / "features-train-0.npy").exists()
+    assert not list((tmp_path / "file").glob("features-*"))  # a finished run needs them no more
+
+
+def test_features_of_half_precision_are_kept_in_a_file(folder, pretrained, tmp_path):
+    found = []
+    for name, size in (("memory", 0.0), ("file", 1e-9)):
+        config = tiny.make_config(
+            folder, model__dtype="bfloat16", model__weights=str(pretrained), transfer__train="head", epochs=2,
+            cache__memory_gb=size, **PLAIN,
+        )  # fmt: skip
+        result = train.run(config, tmp_path / name, console=QUIET)
+        assert result["features"]["in"] == name
+        found.append(leaves(tmp_path / name, result["history"][-1]["step"]))
+    agree(*found, 0)
+
+
+def test_a_damaged_file_of_features_is_not_used(tmp_path):
+    values = np.random.default_rng(0).normal(size=(4, 1, 3)).astype(np.float32)
+    file = tmp_path / "features-train-0.npy"
+    features.collect(iter([(0, 0, values[:, 0])]), values.shape, values.dtype, file=file, key="k")
+    np.testing.assert_array_equal(features.reopen(file, "k", np.float32), values)
+    assert features.reopen(file, "another", np.float32) is None
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert features.reopen(file, "k", np.float32) is None
+
+
+def test_a_full_disk_ends_no_run_that_can_do_without_features(folder, pretrained, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features.os, "posix_fallocate", full, raising=False)
+    options = {"model__weights": str(pretrained), "transfer__train": "head", "epochs": 1, "cache__memory_gb": 1e-9}
+    result = train.run(tiny.make_config(folder, **options, **PLAIN), tmp_path / "run", console=QUIET)
+    assert result["features"] is None
+    with pytest.raises(UserError, match="No space left on device; make room"):
+        train.run(tiny.make_config(folder, cache__views=1, **options), tmp_path / "views", console=QUIET)
+
+
+@pytest.mark.parametrize("options", [{"cache__features": "off"}, {"transfer__train": "all"}, {"augment__copies": 1}])
+def test_views_that_could_not_be_kept_are_refused(folder, pretrained, tmp_path, options):
+    settings = {"model__weights": str(pretrained), "transfer__train": "head", "cache__views": 2} | options
+    with pytest.raises(UserError, match=r"cache\.views"):
+        train.run(tiny.make_config(folder, **settings), tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_told_of_features_survives_a_lost_ending(folder, pretrained, tmp_path):
+    """Stopped between its last checkpoint and result.json, a run still says what it trained on."""
+    config = tiny.make_config(folder, model__weights=str(pretrained), transfer__train="head", epochs=1, **PLAIN)
+    told = train.run(config, tmp_path / "run", console=QUIET)["features"]
+    (tmp_path / "run" / "result.json").unlink()
+    assert train.run(config, tmp_path / "run", console=QUIET)["features"] == told
 
 
 def test_features_are_not_kept_where_something_random_reaches_them(folder, pretrained, tmp_path):

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from tljax import train
 from tljax import workdir as folders
+from tljax.errors import UserError
 from tljax.report import console as console_lib
+from tljax.transfer.population import is_population
 
 WAYS = {  # name, what trains; None weights mean from scratch
     "head only": "head",
@@ -33,6 +35,8 @@ def run(config: Any, workdir: Path, *, overwrite: bool = False, console: Console
       `result.json` of the demo: one row per way, with accuracy, interval, trained parameters and seconds.
     """
     console = console or console_lib.make_console()
+    if is_population(config):
+        raise UserError("the demo compares four single runs and takes no population.*; say --config configs/folder.py")
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
     folders.claim(workdir, config.to_dict(), overwrite=overwrite)
     source = _variant(config, source="shapes:source", train="all", weights=None)

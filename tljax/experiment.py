@@ -198,7 +198,9 @@ class Experiment:
         """How many views of a training image there are to keep features of: 1 without randomness, 0 for endless."""
         if self.config.augment.copies:
             return 0
-        return self.config.cache.views or (0 if augmentation(self.config).random else 1)
+        if not augmentation(self.config).random:
+            return 1
+        return min(self.config.cache.views, self.config.epochs)
 
     def save_augmented(self, path: Path) -> None:
         """Saves the first training batch as the network will see it."""
@@ -268,6 +270,9 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
             raise UserError(f"{name}={fields[name]!r} is not one of {', '.join(known)}")
     for member in members_of(config) if is_population(config) else ():
         check(member.config, look_at_test=look_at_test)
+    if config.cache.views and (config.cache.features == "off" or config.augment.copies):
+        raise UserError("cache.views asks for fixed views, whose features are kept; it does not go with "
+                        "cache.features=off or augment.copies")  # fmt: skip
     for name in ("mean", "std"):
         values = config.data[name]
         numbers = all(isinstance(v, int | float) and v >= 0 for v in values)
@@ -310,7 +315,12 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
     fresh = "all" if scratch else t.fresh
     for chosen in {t.fresh, fresh}:
         for member, spans in zip(members, phases, strict=True):
-            plans_of(sketch, shapes, member.config, spans, chosen)
+            plans = plans_of(sketch, shapes, member.config, spans, chosen)
+            if config.cache.views and not any(prefix_end(sketch, plan) for plan in plans):
+                raise UserError(
+                    "cache.views keeps features of a part that never changes, and this plan has none: something in the "
+                    "first group trains or its batch norm moves; leave cache.views out"
+                )
     source, splits = open_data(d, seed=config.seed)
     num_classes = outputs(config.loss.name, len(source.classes))
     if m.outputs and (m.outputs < num_classes or config.loss.name == "sigmoid"):

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,16 @@ class Kept:
     splits: dict[str, np.ndarray]
 
 
-def keep(x: Experiment, phase: int, variables: Any, key: jax.Array, *, workdir: Path, console: Console) -> Kept | None:
+def keep(
+    x: Experiment,
+    phase: int,
+    variables: Any,
+    key: jax.Array,
+    *,
+    workdir: Path,
+    console: Console,
+    pause: Callable[[], None] = lambda: None,
+) -> Kept | None:
     """Computes what a phase's constant prefix puts out, for the splits where that is exact or asked for, if any.
 
     Args:
@@ -47,6 +56,10 @@ def keep(x: Experiment, phase: int, variables: Any, key: jax.Array, *, workdir: 
       key: the run's.
       workdir: where features lie that outgrow the memory.
       console: where to print.
+      pause: called after each batch; it may raise.
+
+    Raises:
+      UserError: when the disk has no room for features of views that were asked for.
     """
     cache, cut, size = x.config.cache, x.cut(phase), x.config.data.size
     views = {split: n for split, n in (("train", x.views), ("val", 1)) if n and split in x.data.splits}
@@ -66,10 +79,17 @@ def keep(x: Experiment, phase: int, variables: Any, key: jax.Array, *, workdir: 
         console.print(f"{prefix}: {needed / 1e9:.1f} GB of features do not fit in memory and are not kept")
         return None
     began, where = time.perf_counter(), "file" if spill else "memory"
-    found = {
-        split: _features_of(x, phase, split, n, one, variables, key, workdir if spill else None)
-        for split, n in views.items()
-    }
+    try:
+        found = {
+            split: _features_of(x, phase, split, n, one, variables, key, workdir if spill else None, pause)
+            for split, n in views.items()
+        }
+    except UserError as error:
+        if cache.views:
+            raise
+        discard(workdir)
+        console.print(f"{prefix}: {error}; their outputs are computed anew each epoch", markup=False)
+        return None
     seconds = time.perf_counter() - began
     if not augmentation(x.config).random:
         why = "exact: nothing random"
@@ -87,7 +107,15 @@ def keep(x: Experiment, phase: int, variables: Any, key: jax.Array, *, workdir: 
 
 
 def _features_of(
-    x: Experiment, phase: int, split: str, views: int, one: Any, variables: Any, key: jax.Array, folder: Path | None
+    x: Experiment,
+    phase: int,
+    split: str,
+    views: int,
+    one: Any,
+    variables: Any,
+    key: jax.Array,
+    folder: Path | None,
+    pause: Callable[[], None],
 ) -> np.ndarray:
     """Features `[n, views, ...]` of a split, in a file of `folder` if given; `one` has the shape and type of a batch of
     one."""
@@ -106,7 +134,7 @@ def _features_of(
         }
         known = digest(x.model, cut, jax_utils.unreplicate(variables), inputs)
         file = folder / f"features-{split}-{jax.process_index()}.npy"
-        if (found := reopen(file, known)) is not None:
+        if (found := reopen(file, known, one.dtype)) is not None:
             return found
     step = parallel_forward_step(x.forward_step(phase, pictures, end=cut))
 
@@ -116,6 +144,7 @@ def _features_of(
             for values in run_over(step, pictures, variables, key, x.replicas, view=view):
                 yield first, view, values
                 first += len(values)
+                pause()
 
     return collect(outputs(), (len(pictures.indices), views, *one.shape[1:]), one.dtype, file=file, key=known)
 
@@ -138,12 +167,13 @@ def digest(model: Network, end: str, variables: Mapping[str, Any], inputs: Mappi
     return found.hexdigest()
 
 
-def reopen(path: Path, key: str) -> np.ndarray | None:
-    """The features that a file of this key holds, or None."""
+def reopen(path: Path, key: str, dtype: Any) -> np.ndarray | None:
+    """The features that a file of this key holds, undamaged, or None."""
     try:
-        if json.loads(path.with_suffix(".json").read_bytes())["key"] != key:
+        record = json.loads(path.with_suffix(".json").read_bytes())
+        if record["key"] != key or record["digest"] != _file_digest(path):
             return None
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return _mapped(path, dtype)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -182,14 +212,30 @@ def collect(
         kept.flush()
         file.with_suffix(".json").unlink(missing_ok=True)
         os.replace(part, file)
-        write_json(file.with_suffix(".json"), {"key": key})
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        write_json(file.with_suffix(".json"), {"key": key, "digest": _file_digest(file)})
+        return _mapped(file, dtype)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(
             f"cannot keep {size / 1e9:.1f} GB of features in {str(file)!r}: {error.strerror or error}; make room, or "
-            f"say cache.features=off"
+            f"raise cache.memory_gb"
         ) from None
+
+
+def discard(workdir: Path) -> None:
+    """Removes the feature files of a run that needs them no more."""
+    for file in workdir.glob("features-*"):
+        file.unlink(missing_ok=True)
+
+
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    """An array file; its header cannot name bfloat16, which comes back as bytes of the same size."""
+    return np.load(path, mmap_mode="r", allow_pickle=False).view(dtype)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _fill(kept: np.ndarray, outputs: Iterator[tuple[int, int, np.ndarray]]) -> None:

@@ -12,6 +12,7 @@ from flax import jax_utils
 from tljax import workdir as folders
 from tljax.checkpoint import saved_variables
 from tljax.clock import total
+from tljax.features import discard
 from tljax.losses import score, wilson_interval
 from tljax.report import console as console_lib
 from tljax.report import pictures, provenance
@@ -58,6 +59,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         final = population_result(trainer, results)
     if jax.process_index() == 0:
         folders.write_json(workdir / folders.RESULT, final)
+        discard(workdir)
     trainer.console.print(f"{trainer.seconds:.0f} s; everything is in {workdir}", markup=False)
     return final
 
@@ -104,7 +106,7 @@ def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> di
             "trainable_parameters": x.plans[m][-1].trainable,
         },
         "seconds": trainer.seconds,
-        "features": trainer.kept and trainer.kept.record,
+        "features": trainer.features,
         "skipped": {"count": len(x.data.skipped), "files": [list(pair) for pair in x.data.skipped]},
         "classes": list(x.data.source.classes),
         "preprocessing": x.preprocessing,

@@ -93,7 +93,10 @@ def keep_compilations(*, small: bool = False) -> None:
     import jax
 
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        folder = Path(os.environ.get("TLJAX_CACHE") or "~/.cache/tljax").expanduser() / "xla"
+        try:
+            folder = Path(os.environ.get("TLJAX_CACHE") or "~/.cache/tljax").expanduser() / "xla"
+        except RuntimeError:  # a user without a home compiles anew each time
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if small:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -9,6 +9,7 @@ python -m tljax.study report 000-table2
 
 import argparse
 import ast
+import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
@@ -163,6 +164,10 @@ def write_report(args: argparse.Namespace, study: Any) -> str:
 
     runs, jobs, folder = planned(args, study)
     rows = collect(study, runs, jobs, folder)
+    set_by_hand = tuple(
+        f"{name}={text.rpartition('/')[2]}, set by hand" for name, text in pairs("--set", args.set).items()
+    )
+    study = dataclasses.replace(study, differences=(*study.differences, *set_by_hand))
     text = markdown(study, rows, scale=args.scale)
     where = args.folder / args.scale / study.name
     where.mkdir(parents=True, exist_ok=True)

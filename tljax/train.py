@@ -109,6 +109,7 @@ class Trainer:
         self.warm = False  # whether the training step at hand has run, and is compiled
         self.first_step: float | None = None  # seconds until the run's first step was done
         self.kept: Kept | None = None
+        self.features: dict[str, Any] | None = None  # what is told of those kept last
         self.evaluators: dict[str, tuple[Feed, Callable[..., Any]]] = {}
         found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
         if found is None:
@@ -118,6 +119,7 @@ class Trainer:
             self.phase, self.histories = record["phase"], record["histories"]
             self.sums = {name: np.asarray(values) for name, values in record["sums"].items()}
             self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
+            self.features = record.get("features")
             self.clocks = [Clock(**clock) for clock in record["clocks"]]
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
         self.step = int(state.step)
@@ -174,7 +176,11 @@ class Trainer:
             if number != self.phase:
                 self.enter(number)
             self.evaluators = {}
-            self.kept = keep(self.x, number, self.state.variables, self.key, workdir=self.workdir, console=self.console)
+            self.kept = keep(
+                self.x, number, self.state.variables, self.key, workdir=self.workdir, console=self.console,
+                pause=lambda: self.stop_if(caught),
+            )  # fmt: skip
+            self.features = self.kept.record if self.kept else self.features
             feed = self.x.feed("train", training=True, features=self.kept and self.kept.splits.get("train"))
             train_step = parallel_train_step(self.x.train_step(number, feed))
             self.warm = False
@@ -187,9 +193,15 @@ class Trainer:
                 self.log(rows, writer)
                 if caught:
                     break
-            if caught and self.step < self.last_step:
-                self.checkpoints.wait()
-                raise Interrupted(caught[0], self.step)
+            if self.step < self.last_step:
+                self.stop_if(caught)
+        self.checkpoints.wait()  # while signals are still caught: the last epoch is not to be lost
+
+    def stop_if(self, caught: list[int]) -> None:
+        """Leaves, with what was saved last, if a signal came."""
+        if caught:
+            self.checkpoints.wait()
+            raise Interrupted(caught[0], self.step)
 
     def enter(self, phase: int) -> None:
         """Begins a phase with its plan's optimizer, and the moments of what goes on training if the config says so."""
@@ -248,6 +260,7 @@ class Trainer:
             "sums": {name: values.tolist() for name, values in self.sums.items()},
             "seconds": self.seconds,
             "first_step": self.first_step,
+            "features": self.features,
             "clocks": [dataclasses.asdict(clock) for clock in self.clocks],
             "data": self.x.data.fingerprint,
         }

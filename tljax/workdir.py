@@ -19,7 +19,8 @@ except ImportError:  # Windows: two runs in one folder are then not noticed
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.csv"
 SPILL, LOCK = "pixels.u8", ".lock"
-FREE = ("data.workers", "data.memory_gb", "pictures")  # fields that do not change what a run computes
+# Fields that do not change what a run computes.
+FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "cache.memory_gb", "pictures")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tljax import study as command
 from tljax import workdir as folders
 from tljax.report.console import make_console
 from tljax.studies.jobs import make_jobs, make_runs
+from tljax.studies.page import page
 from tljax.studies.results import collect
 from tljax.studies.runner import failure, run_jobs
 from tljax.studies.study import Cell, Claim, Study
@@ -79,6 +81,23 @@ def test_rows_and_table(finished):
     assert 'The report: "training more is best". Here: ' in text
     assert "Ours: " in text
     assert "Published, on the 100 test images" in text
+
+
+def test_the_page_needs_nothing_and_escapes_what_it_is_given(finished):
+    folder, runs, jobs, _ = finished
+    rows = collect(SMALL, runs, jobs, folder)
+    for row in rows:
+        for found in row.found:
+            found.result["classes"] = ["<script>alert('x')</script>", "a & b", "$x$", "plain"]
+    text = page(SMALL, rows, scale="tiny")
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "a &amp; b" in text
+    assert "TINY: procedural pictures" in text
+    addresses = re.findall(r"""(?:src|href)=["']?([^"'> ]+)""", text)
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert text.count("<svg") == 4  # rows, curves of the search, the curve without one, the confusion matrix
 
 
 def test_a_failure_leaves_the_rest_alone_and_is_tried_again(tmp_path):
@@ -153,6 +172,8 @@ def test_commands(tmp_path, capsys, monkeypatch):
     assert "GaussianBlur(27)" in capsys.readouterr().out
     assert command.main(["report", "003-table1", "--folder", str(tmp_path)]) == 0
     assert "16 runs are missing" in capsys.readouterr().out
+    assert command.main(["report", "000-table1", "--folder", str(tmp_path), "--set", "model.weights=a/b.pth"]) == 0
+    assert "- model.weights=b.pth, set by hand" in capsys.readouterr().out
     for wrong, words in (
         (["show", "nothing"], "no study is called nothing"),
         (["run", "000-table2", "--seeds", "0"], "--seeds=0 is not 1 or more"),

@@ -55,6 +55,8 @@ def members_of(config: Any) -> tuple[Member, ...]:
         raise UserError("population.* and transfer.phases do not go together; give the members one phase")
     given = {axis: tuple(config.population[axis]) for axis in AXES if len(config.population[axis])}
     for axis, values in given.items():
+        if not all(isinstance(value, int | float | str) for value in values):
+            raise UserError(f"population.{axis}={values} is not a row of plain values, as in (1e-3, 1e-4)")
         if len(set(values)) < len(values):
             raise UserError(f"population.{axis}={values} has a value twice")
     members = []
