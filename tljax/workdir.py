@@ -81,7 +81,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / LOCK).open("w")
+        file = (workdir / LOCK).open("a+")  # "w" would take away what the holder wrote
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror or error}") from None
     with file:
@@ -89,9 +89,14 @@ def locked(workdir: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
+                file.seek(0)
+                holder = f" (process {pid})" if (pid := file.read().strip()) else ""
                 raise Busy(
-                    f"--workdir={workdir} is in use by another run; wait for it, or give another folder"
+                    f"--workdir={workdir} is in use by another run{holder}; wait for it, or give another folder"
                 ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
         yield
 
 

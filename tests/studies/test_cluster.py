@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import threading
 import time
 
@@ -27,10 +26,9 @@ def ray(monkeypatch):
     found.shutdown()
 
 
-def workers():
-    """Processes that run a job."""
-    found = subprocess.run(["pgrep", "-f", "^ray::_work"], capture_output=True, text=True, check=False).stdout
-    return [int(line) for line in found.split()]
+def worker_in_a_run(runs):
+    """The process that holds the folder of a run, once there is one."""
+    return next((int(pid) for lock in runs.glob(f"*/{folders.LOCK}") if (pid := lock.read_text().strip())), None)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -40,17 +38,17 @@ def test_a_lost_workers_job_is_done_again(ray, tmp_path):
 
     def kill_one():
         while not killed:
-            for pid in workers()[:1]:
-                time.sleep(4)  # let it get somewhere
+            if pid := worker_in_a_run(tmp_path):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
-            time.sleep(0.2)
+            time.sleep(0.05)
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
     outcome = run_on_ray(jobs, tmp_path, QUIET)
     thread.join(timeout=30)
     assert killed
+    assert killed != [os.getpid()]
     assert not outcome.failed
     assert sorted(outcome.done) == sorted(job.key for job in jobs)
     for job in jobs:
