@@ -4,8 +4,9 @@ import argparse
 import difflib
 import importlib.util
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tljax.errors import UserError
+from tljax.interrupt import Interrupted
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tuple[ConfigDict, Path]:
@@ -123,6 +125,21 @@ def _wrong_value(path: str, message: str) -> str:
     else:
         wanted = f"it takes a value such as {node!r}" if node is not None else "it takes a value of another type"
     return f"--{found[1]}={one_line(found[2])} does not fit; {wanted}"
+
+
+def exit_status(command: Callable[[], int | None]) -> int:
+    """Runs a command; returns its exit status: what it returns, else 0; 2 after a UserError, 128 + a signal."""
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"tljax: {one_line(error)}", file=sys.stderr)
+        return 2
+    except Interrupted as interrupted:
+        print(f"tljax: {interrupted}", file=sys.stderr)
+        return 128 + interrupted.number
+    except KeyboardInterrupt:
+        print("tljax: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 class OneLineParser(argparse.ArgumentParser):

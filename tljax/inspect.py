@@ -16,7 +16,7 @@ from absl import logging
 
 from tljax import workdir as folders
 from tljax.checkpoint import saved_steps, saved_tree
-from tljax.command_line import OneLineParser, one_line
+from tljax.command_line import OneLineParser, exit_status
 from tljax.errors import UserError
 from tljax.models import create_model
 from tljax.report.console import make_console, print_table
@@ -92,18 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--leaves", action="store_true", help="every array, too")
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # Orbax warns of a file that its own manager does not write
-    try:
-        step, rows, arrays = inspect(args.workdir, args.step)
-    except UserError as error:
-        print(f"tljax: {one_line(error)}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: show(args.workdir, args.step, every_array=args.leaves))
+
+
+def show(workdir: Path, step: int | None, *, every_array: bool) -> None:
+    """Prints the tables."""
+    step, rows, arrays = inspect(workdir, step)
     console = make_console()
-    steps = ", ".join(map(str, saved_steps(args.workdir)))
-    console.print(f"{args.workdir}: checkpoints of steps {steps}; this is step {step}", markup=False)
+    steps = ", ".join(map(str, saved_steps(workdir)))
+    console.print(f"{workdir}: checkpoints of steps {steps}; this is step {step}", markup=False)
     print_table(console, "Numbers by group", rows)
-    if args.leaves:
+    if every_array:
         print_table(console, "Arrays", arrays)
-    result = folders.read_result(args.workdir)
+    result = folders.read_result(workdir)
     if result is None:
         console.print("the run is not finished")
     elif "members" in result:
@@ -111,7 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         best = (result["validation"] or {}).get("best_epoch", "the last")
         console.print(f"finished; best epoch {best}, step {result['best_step']}")
-    return 0
 
 
 if __name__ == "__main__":

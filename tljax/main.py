@@ -7,7 +7,6 @@ python -m tljax.main --config configs/pets_ft.py       see configs/common.py for
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from absl import flags
 from absl import logging as absl_logging
 
-from tljax.command_line import one_line, parse
+from tljax.command_line import exit_status, parse
 from tljax.errors import UserError
 from tljax.machine import tune_cpu
 
@@ -41,14 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help", "-help"} & set(argv[1:]):
         print(f"{__doc__}\n{values.get_help()}")
         return 0
-    try:
-        return dispatch(argv, values)
-    except UserError as error:
-        print(f"tljax: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tljax: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return exit_status(lambda: dispatch(argv, values))
 
 
 def quiet_libraries() -> None:
@@ -61,7 +53,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow writes event files; its greeting is about speed
 
 
-def dispatch(argv: Sequence[str], values: flags.FlagValues) -> int:
+def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     config, path = parse(argv, values, default=DEFAULT)
     tune_cpu()
     import jax  # after the flags: a mistake is answered at once
@@ -76,12 +68,7 @@ def dispatch(argv: Sequence[str], values: flags.FlagValues) -> int:
     runs = {"train": train.run, "demo": demo.run}
     if config.run not in runs:
         raise UserError(f"config.run={config.run!r} is not one of {', '.join(runs)}")
-    try:
-        runs[config.run](config, Path(values.workdir or f"runs/{path.stem}"), overwrite=values.overwrite)
-    except train.Interrupted as interrupted:
-        print(f"tljax: {interrupted}", file=sys.stderr)
-        return 128 + interrupted.number
-    return 0
+    runs[config.run](config, Path(values.workdir or f"runs/{path.stem}"), overwrite=values.overwrite)
 
 
 def keep_compilations(*, small: bool = False) -> None:

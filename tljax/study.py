@@ -10,30 +10,27 @@ python -m tljax.study report 000-table2
 import argparse
 import ast
 import dataclasses
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tljax.command_line import OneLineParser, one_line
+from tljax.command_line import OneLineParser, exit_status
 from tljax.errors import UserError
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
+
+if TYPE_CHECKING:  # they bring JAX: a mistake is answered at once
+    from tljax.studies.jobs import Job, Run
+    from tljax.studies.study import Study
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 if runs failed, 2 for a mistake, 128 + the signal."""
     args = make_parser().parse_args(argv)
     quiet_libraries()
-    try:
-        return {"list": show_list, "show": show_one, "run": run, "report": report}[args.command](args)
-    except UserError as error:
-        print(f"tljax: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tljax: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    command = {"list": show_list, "show": show_one, "run": run, "report": report}[args.command]
+    return exit_status(lambda: command(args))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,11 +55,16 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--scale", choices=("full", "tiny", "onestep"), default="full")
         command.add_argument("--seeds", type=int, help="how many; the study's own number by default")
         command.add_argument("--data", action="append", default=[], metavar="NAME=SOURCE", help="where a data set is")
+        command.add_argument(
+            "--row", action="append", default=[], metavar="NAME", help="only this one; may be repeated"
+        )
         command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of all runs")
+        command.add_argument("--search", action="append", default=[], metavar="FIELD=VALUES",
+                             help="what is tried of a field that the study searches")  # fmt: skip
     return parser
 
 
-def chosen(text: str) -> list[Any]:
+def chosen(text: str) -> "list[Study]":
     """The studies named on the command line."""
     from tljax.studies import STUDIES
 
@@ -88,15 +90,14 @@ def value_of(text: str) -> Any:
         return text
 
 
-def show_list(args: argparse.Namespace) -> int:
+def show_list(args: argparse.Namespace) -> None:
     """Prints one line per study."""
     del args
     for study in chosen("all"):
-        print(f"{study.name:<18} report {study.report}, {study.item:<16} {len(study.cells):>3} rows  {study.title}")
-    return 0
+        print(f"{study.name:<19} report {study.report}, {study.item:<16} {len(study.cells):>3} rows  {study.title}")
 
 
-def show_one(args: argparse.Namespace) -> int:
+def show_one(args: argparse.Namespace) -> None:
     """Prints the cells of studies, with their settings and published numbers."""
     for study in chosen(args.name):
         print(f"{study.name}: report {study.report}, {study.item}: {study.title}")
@@ -107,72 +108,77 @@ def show_one(args: argparse.Namespace) -> int:
             told = ", ".join(f"{name}={value}" for name, value in settings.items())
             published = ", ".join(f"{name} {text}" for name, text in cell.published.items())
             print(f"  {cell.name}: {told or 'as above'}" + (f"; published: {published}" if published else ""))
-        for text in (*study.differences, *(f"{c.name}: {text}" for c in study.cells for text in c.differences)):
+        for text in study.protocol:
             print(f"  protocol: {text}")
-    return 0
 
 
-def planned(args: argparse.Namespace, study: Any) -> tuple[list[Any], list[Any], Path]:
-    """A study's runs, their jobs, and the folder of all runs of this scale."""
+class Asked(NamedTuple):
+    """A study as the command line wants it, its runs, their jobs, and the folder of all runs of this scale."""
+
+    study: "Study"
+    runs: "list[Run]"
+    jobs: "list[Job]"
+    folder: Path
+
+
+def asked(args: argparse.Namespace, study: "Study") -> Asked:
+    """What the command line makes of a study."""
     from tljax.studies.jobs import make_jobs, make_runs
     from tljax.studies.scales import SCALES
 
+    values = {name: value_of(text) for name, text in pairs("--search", args.search).items()}
+    search = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
+    study = study.narrowed(args.row, search)
     seeds = study.seeds if args.seeds is None else args.seeds
     if seeds < 1:
         raise UserError(f"--seeds={seeds} is not 1 or more")
-    overrides = {name: value_of(text) for name, text in pairs("--set", args.set).items()}
-    runs = make_runs(study, scale=args.scale, seeds=seeds, data=pairs("--data", args.data), overrides=overrides)
-    return runs, make_jobs(runs, in_one=SCALES[args.scale].in_one), args.folder / args.scale / "runs"
+    given, data = pairs("--set", args.set), pairs("--data", args.data)
+    overrides = {name: value_of(text) for name, text in given.items()}
+    runs = make_runs(study, scale=args.scale, seeds=seeds, data=data, overrides=overrides)
+    told = [f"{name}={text.rpartition('/')[2]}" for name, text in given.items()]
+    told += [f"{name} one of {', '.join(map(str, tried))}" for name, tried in search.items()]
+    by_hand = tuple(f"{text}, set by hand" for text in told) + (("only some of the rows",) if args.row else ())
+    study = dataclasses.replace(study, differences=(*study.differences, *by_hand))
+    return Asked(study, runs, make_jobs(runs, in_one=SCALES[args.scale].in_one), args.folder / args.scale / "runs")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what is not done, then writes the tables."""
+    """Runs what is not done, then writes the tables; 1 if a run failed."""
     tune_cpu()
-    from tljax import train
     from tljax.report.console import make_console
     from tljax.studies.cluster import run_on_ray
     from tljax.studies.runner import run_jobs
 
     keep_compilations(small=args.scale == "tiny")
     console, failed = make_console(), 0
-    for study in chosen(args.name):
-        runs, jobs, folder = planned(args, study)
+    for wanted in [asked(args, study) for study in chosen(args.name)]:
+        study, runs, jobs, folder = wanted
         console.print(f"{study.name}: {len(study.cells)} rows, {len(runs)} runs in {len(jobs)} jobs", markup=False)
-        try:
-            outcome = (run_on_ray if args.ray else run_jobs)(jobs, folder, console)
-        except train.Interrupted as interrupted:
-            print(f"tljax: {interrupted}", file=sys.stderr)
-            return 128 + interrupted.number
+        outcome = (run_on_ray if args.ray else run_jobs)(jobs, folder, console)
         failed += len(outcome.failed)
-        write_report(args, study)
+        write_report(args, wanted)
     return 1 if failed else 0
 
 
-def report(args: argparse.Namespace) -> int:
+def report(args: argparse.Namespace) -> None:
     """Writes and prints the tables of what is done so far."""
     for study in chosen(args.name):
-        print(write_report(args, study))
-    return 0
+        print(write_report(args, asked(args, study)))
 
 
-def write_report(args: argparse.Namespace, study: Any) -> str:
+def write_report(args: argparse.Namespace, wanted: Asked) -> str:
     """Writes a study's table and page into its folder; returns the table."""
     from tljax.studies.page import page
     from tljax.studies.results import collect
     from tljax.studies.table import markdown
     from tljax.workdir import write_whole
 
-    runs, jobs, folder = planned(args, study)
-    rows = collect(study, runs, jobs, folder)
-    set_by_hand = tuple(
-        f"{name}={text.rpartition('/')[2]}, set by hand" for name, text in pairs("--set", args.set).items()
-    )
-    study = dataclasses.replace(study, differences=(*study.differences, *set_by_hand))
-    text = markdown(study, rows, scale=args.scale)
-    where = args.folder / args.scale / study.name
+    found = collect(*wanted)
+    text = markdown(found, scale=args.scale)
+    where = args.folder / args.scale / wanted.study.name
     where.mkdir(parents=True, exist_ok=True)
     write_whole(where / "table.md", text)
-    write_whole(where / "report.html", page(study, rows, scale=args.scale))
+    write_whole(where / "report.html", page(found, scale=args.scale))
     return text
 
 

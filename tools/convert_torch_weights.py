@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.command_line import OneLineParser, one_line
+from tljax.command_line import OneLineParser, exit_status
 from tljax.convert.names import flatten, to_torch
 from tljax.convert.pretrained import check_hash
 from tljax.convert.weights_file import load_weights, save_weights, sha256_of, write_safetensors
@@ -92,12 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--back", action="store_true", help="from our file to a torchvision state_dict")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args(argv)
-    try:
-        print(convert(args.arch, args.file, args.out, back=args.back, force=args.force))
-    except UserError as error:
-        print(f"tljax: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: print(convert(args.arch, args.file, args.out, back=args.back, force=args.force)))
 
 
 if __name__ == "__main__":

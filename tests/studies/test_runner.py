@@ -60,21 +60,24 @@ def test_everything_is_done_and_nothing_twice(finished):
 
 def test_rows_and_table(finished):
     folder, runs, jobs, _ = finished
-    rows = collect(SMALL, runs, jobs, folder)
+    found = collect(SMALL, runs, jobs, folder)
+    rows = found.rows
     assert [len(row.found) for row in rows] == [2, 2]
     head = rows[0]
-    for found in head.found:  # of the two rates, the one that validation prefers
+    for counted in head.found:  # of the two rates, the one that validation prefers
         both = [
             folders.read_result(folder / job.folder_of(key))["validation"]["accuracy"]
             for job in jobs
             for key in job.members
             for run in runs
-            if run.key == key and run.cell == "head" and run.seed == found.run.seed
+            if run.key == key and run.cell == "head" and run.seed == counted.run.seed
         ]
-        assert found.result["validation"]["accuracy"] == max(both)
-    assert head.right().shape == (2, 120)
-    assert head.right().sum() / 2 == head.tested[0]
-    text = markdown(SMALL, rows, scale="tiny")
+        assert counted.result["validation"]["accuracy"] == max(both)
+    names, right = head.right
+    assert names.shape == (120,)
+    assert right.shape == (2, 120)
+    assert right.sum() / 2 == head.tested[0]
+    text = markdown(found, scale="tiny")
     assert "TINY" in text
     assert "| head | 50.0 % (40.4 to 59.6) |" in text
     assert "- layer4 too: one rate" in text
@@ -85,11 +88,11 @@ def test_rows_and_table(finished):
 
 def test_the_page_needs_nothing_and_escapes_what_it_is_given(finished):
     folder, runs, jobs, _ = finished
-    rows = collect(SMALL, runs, jobs, folder)
-    for row in rows:
-        for found in row.found:
-            found.result["classes"] = ["<script>alert('x')</script>", "a & b", "$x$", "plain"]
-    text = page(SMALL, rows, scale="tiny")
+    found = collect(SMALL, runs, jobs, folder)
+    for row in found.rows:
+        for counted in row.found:
+            counted.result["classes"] = ["<script>alert('x')</script>", "a & b", "$x$", "plain"]
+    text = page(found, scale="tiny")
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert "a &amp; b" in text
@@ -110,9 +113,9 @@ def test_a_failure_leaves_the_rest_alone_and_is_tried_again(tmp_path):
     outcome = run_jobs(jobs, tmp_path, QUIET)
     assert set(outcome.failed) == {bad.key}
     assert len(outcome.done) == len(jobs) - 1
-    rows = collect(broken, runs, jobs, tmp_path)
-    assert "has files in it but no run" in rows[0].failed[0]
-    assert "Failed: --workdir=" in markdown(broken, rows, scale="tiny")
+    found = collect(broken, runs, jobs, tmp_path)
+    assert "has files in it but no run" in found.rows[0].failed[0]
+    assert "Failed: --workdir=" in markdown(found, scale="tiny")
     (tmp_path / bad.key / "somebody's.txt").unlink()
     assert not run_jobs(jobs, tmp_path, QUIET).failed
     assert not failure(bad.key, tmp_path).exists()

@@ -200,14 +200,11 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
 
 def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: Padding = 0, ceil: bool = False) -> jax.Array:
     """torch's MaxPool2d; `ceil` is its `ceil_mode`, which lets the last window hang over the lower right edge."""
-    sides: Any = []
-    for size in x.shape[1:3]:
-        if padding == "same":
-            missing = max((-(-size // stride) - 1) * stride + window - size, 0)
-            sides.append((missing // 2, missing - missing // 2))
-            continue
-        over = -(size + 2 * padding - window) % stride if ceil else 0
-        sides.append((padding, padding + over))
+    if isinstance(padding, str):
+        sides = jax.lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), padding)
+    else:
+        over = [-(size + 2 * padding - window) % stride if ceil else 0 for size in x.shape[1:3]]
+        sides = [(padding, padding + more) for more in over]
     if jax.default_backend() == "cpu":
         return cpu.max_pool(x, window, stride, tuple(sides))
     return nn.max_pool(x, (window, window), (stride, stride), sides)

@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.console import Console
 
-from tljax import workdir as folders
+from tljax.command_line import one_line
 from tljax.errors import UserError
 from tljax.studies.jobs import Job
-from tljax.studies.runner import Outcome, failure, is_done, reason_of, run_job
+from tljax.studies.runner import Outcome, fail, is_ready, reason_of, run_job, settled
 
 RETRIES = 3  # of a job whose worker died; a run goes on from its last checkpoint
 
@@ -47,14 +47,10 @@ def _run(ray: Any, jobs: Sequence[Job], runs: Path, console: Console) -> Outcome
     outcome, waiting, under_way = Outcome(), list(jobs), {}
     while waiting or under_way:
         for job in list(waiting):
-            if is_done(job, runs):
-                outcome.done.append(job.key)
-            elif job.after in outcome.failed:
-                outcome.failed[job.key] = f"run {job.after}, which it starts from, failed"
-            elif job.after is None or (runs / job.after / folders.RESULT).is_file():
+            if not settled(job, runs, outcome):
+                if not is_ready(job, runs):
+                    continue
                 under_way[remote.remote(job, str(runs))] = job
-            else:
-                continue
             waiting.remove(job)
         if not under_way:
             continue
@@ -63,12 +59,11 @@ def _run(ray: Any, jobs: Sequence[Job], runs: Path, console: Console) -> Outcome
         try:
             error = ray.get(ready)
         except ray.exceptions.RayError as lost:
-            error = f"its worker was lost {RETRIES + 1} times: {' '.join(str(lost).split())[:200]}"
+            error = f"its worker was lost {RETRIES + 1} times: {one_line(lost)[:200]}"
         if error is None:
             outcome.done.append(job.key)
         else:
-            outcome.failed[job.key] = error
-            folders.write_json(failure(job.key, runs), {"error": error})
+            fail(job, runs, outcome, error)
         place = f"{len(outcome.done) + len(outcome.failed)} of {len(jobs)}"
         console.print(f"{place}: {job.key}{' failed: ' + error if error else ''}", markup=False)
     return outcome

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import common
+from tljax.command_line import one_line
 from tljax.errors import UserError
 from tljax.models import create_model, variable_shapes
 from tljax.studies.scales import SCALES
@@ -112,7 +113,7 @@ def make_config(given: Mapping[str, Any], runs: Path = Path()) -> Any:
                 node = node[part]
             node[last] = tuple(value) if isinstance(value, list) else value
         except (KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{name}={value!r} does not fit a config: {' '.join(str(error).split())}") from None
+            raise UserError(f"{name}={value!r} does not fit a config: {one_line(error)}") from None
     return config
 
 

@@ -9,15 +9,15 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
+from scipy.special import softmax
 
 from tljax.data.decode import Unreadable, decode
 from tljax.data.load import open_source
 from tljax.errors import UserError
 from tljax.losses import predictions
-from tljax.studies import figures, results, table
-from tljax.studies.results import Found, Row, measure
+from tljax.studies import figures, table
+from tljax.studies.results import Findings, Found, Row, measure
 from tljax.studies.scales import SCALES
-from tljax.studies.study import Study
 
 MISTAKES, THUMBNAIL = 8, 144
 TEMPLATES = jinja2.Environment(
@@ -26,10 +26,10 @@ TEMPLATES = jinja2.Environment(
 )  # fmt: skip
 
 
-def page(study: Study, rows: Sequence[Row], *, scale: str) -> str:
+def page(findings: Findings, *, scale: str) -> str:
     """The page, as HTML."""
-    paired = results.compare(rows)
-    head, lines = table.grid(study, rows)
+    study, rows = findings.study, findings.rows
+    head, lines = table.grid(findings)
     best = max(
         (row for row in rows if row.tested),
         key=lambda row: row.tested[0] / row.tested[1] if row.tested else 0,
@@ -42,15 +42,12 @@ def page(study: Study, rows: Sequence[Row], *, scale: str) -> str:
         picture=_markup(figures.rows_picture(study, rows)),
         head=head,
         lines=lines,
-        sentences=table.sentences(study, rows, paired),
+        sentences=table.sentences(findings),
         curves=_curves(rows),
         best=best and best.cell.name,
         confusion=_markup(shown and _confusion(shown)),
         mistakes=_mistakes(shown) if shown else [],
-        differences=[
-            *study.differences,
-            *(f"{row.cell.name}: {text}" for row in rows for text in row.cell.differences),
-        ],
+        differences=study.protocol,
         machine=_machine(shown.result if shown else next((f.result for row in rows for f in row.found), None)),
         measure=measure(study.measures[0]).title,
     )
@@ -74,8 +71,8 @@ def _confusion(found: Found) -> str | None:
     classes = found.result["classes"]
     if len(classes) > 40:
         return None
-    with np.load(found.folder / "predictions.npz") as kept:
-        answers, labels = predictions(kept["test_logits"]), kept["test_labels"]
+    _, labels, logits = found.predictions("test")
+    answers = predictions(logits)
     counts = np.zeros((len(classes), len(classes)), np.int64)
     inside = answers < len(classes)  # a head may have more outputs than there are classes
     np.add.at(counts, (labels[inside], answers[inside]), 1)
@@ -85,13 +82,11 @@ def _confusion(found: Found) -> str | None:
 def _mistakes(found: Found) -> list[dict[str, Any]]:
     """The most confident wrong answers of a run's test, with the picture, its label and the first three answers."""
     classes, data = found.result["classes"], found.result["config"]["data"]
-    with np.load(found.folder / "predictions.npz") as kept:
-        logits, labels, names = kept["test_logits"].astype(np.float64), kept["test_labels"], kept["test_names"]
+    names, labels, logits = found.predictions("test")
     answers = predictions(logits)
     if logits.shape[1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
+    shares = softmax(logits.astype(np.float64), axis=1)
     wrong = np.flatnonzero(answers != labels)
     wrong = wrong[np.argsort(-shares[wrong].max(1), kind="stable")][:MISTAKES]
     pictures = _thumbnails(data, found.result["config"]["seed"], [str(names[i]) for i in wrong])

@@ -1,12 +1,13 @@
 """What a study's finished runs found: one row per cell, with the doubt in it."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import statistics as numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from tljax.studies import statistics
 from tljax.studies.jobs import Job, Run
 from tljax.studies.runner import failure
 from tljax.studies.study import Cell, Claim, Study, number
-from tljax.workdir import RESULT, read_result
+from tljax.workdir import read_result
 
 Result = dict[str, Any]
 
@@ -66,6 +67,19 @@ class Found:
     folder: Path
     result: Result
 
+    def predictions(self, split: str) -> "Predictions":
+        """What it answered to the images of a split."""
+        with np.load(self.folder / "predictions.npz") as file:
+            return Predictions(file[f"{split}_names"], file[f"{split}_labels"], file[f"{split}_logits"])
+
+
+class Predictions(NamedTuple):
+    """Names `[N]`, labels `[N]` and logits `[N, outputs]` of a split's images."""
+
+    names: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -105,20 +119,33 @@ class Row:
         """Wilson's 95% interval of the mean accuracy: what another test set of this size might have given."""
         return wilson_interval(round(self.tested[0]), self.tested[1]) if self.tested else None
 
-    def right(self) -> np.ndarray | None:
-        """Which test images each seed got right, bool `[seeds, N]`; None where seeds were tested on different ones."""
-        found = [np.load(f.folder / "predictions.npz") for f in self.found if f.result["test"]]
-        if not found or any((one["test_names"] != found[0]["test_names"]).any() for one in found[1:]):
+    @functools.cached_property
+    def right(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Names `[N]` of the test images, and which of them each seed got right, bool `[seeds, N]`.
+
+        None where nothing was tested, or seeds on different images.
+        """
+        found = [f.predictions("test") for f in self.found if f.result["test"]]
+        if not found or any(not np.array_equal(one.names, found[0].names) for one in found[1:]):
             return None
-        return np.stack([predictions(one["test_logits"]) == one["test_labels"] for one in found])
-
-    def test_names(self) -> np.ndarray | None:
-        tested = [f for f in self.found if f.result["test"]]
-        return np.load(tested[0].folder / "predictions.npz")["test_names"] if tested else None
+        return found[0].names, np.stack([predictions(one.logits) == one.labels for one in found])
 
 
-def collect(study: Study, runs: Sequence[Run], jobs: Sequence[Job], folder: Path) -> list[Row]:
-    """The rows of a study.
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """A study, and what was found for each of its cells."""
+
+    study: Study
+    rows: tuple[Row, ...]
+
+    @functools.cached_property
+    def paired(self) -> dict[tuple[str, str], float]:
+        """P-values of all pairs of our rows that were tested on the same images, corrected for their number."""
+        return compare(self.rows)
+
+
+def collect(study: Study, runs: Sequence[Run], jobs: Sequence[Job], folder: Path) -> Findings:
+    """What was found for a study so far.
 
     Args:
       study: which.
@@ -136,7 +163,7 @@ def collect(study: Study, runs: Sequence[Run], jobs: Sequence[Job], folder: Path
             for run in group:
                 job = job_of[run.key]
                 where = folder / job.folder_of(run.key)
-                if (where / RESULT).is_file() and (result := read_result(where)) is not None:
+                if (result := read_result(where)) is not None:
                     candidates.append(Found(run, where, result))
                     continue
                 missing += 1
@@ -146,7 +173,7 @@ def collect(study: Study, runs: Sequence[Run], jobs: Sequence[Job], folder: Path
                 tried = tried or [(_searched(one.run), one.result["history"]) for one in candidates]
                 found.append(max(candidates, key=_validated))
         rows.append(Row(cell, tuple(found), tuple(tried), missing, tuple(dict.fromkeys(failed))))
-    return rows
+    return Findings(study, tuple(rows))
 
 
 def _searched(run: Run) -> str:
@@ -163,15 +190,14 @@ def _validated(found: Found) -> float:
 
 def compare(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
     """P-values of all pairs of rows that were tested on the same images, corrected for their number (Holm)."""
-    right = {row.cell.name: (row.test_names(), row.right()) for row in rows}
-    values = {}
-    for a, b in itertools.combinations(right, 2):
-        (names_a, first), (names_b, second) = right[a], right[b]
-        if first is None or second is None or names_a is None or names_b is None:
-            continue
-        if names_a.shape == names_b.shape and (names_a == names_b).all():
-            values[a, b] = statistics.mcnemar(first, second)
-    return statistics.holm(values)
+    tested = {row.cell.name: row.right for row in rows if row.right is not None}
+    return statistics.holm(
+        {
+            (a, b): statistics.mcnemar(first, second)
+            for (a, (names, first)), (b, (others, second)) in itertools.combinations(tested.items(), 2)
+            if np.array_equal(names, others)
+        }
+    )
 
 
 def compare_published(study: Study) -> dict[tuple[str, str], float]:
@@ -214,18 +240,17 @@ def verdict(values: Mapping[tuple[str, str], float], accuracy: Mapping[str, floa
     return f"{whose}: of {total}, {len(larger)} differ by more than noise: {shown}."
 
 
-def judge(claim: Claim, rows: Sequence[Row], values: Mapping[tuple[str, str], float]) -> str:
-    """Whether what a report says held here; `values` are those of `compare`, which knows about test accuracies."""
-    by_name = {row.cell.name: row for row in rows}
+def judge(claim: Claim, found: Findings) -> str:
+    """Whether what a report says held here."""
+    values, by_name = found.paired, {row.cell.name: row for row in found.rows}
     ours, others = (
         by_name[claim.better].mean(claim.measure), [by_name[name].mean(claim.measure) for name in claim.than]
     )  # fmt: skip
     if ours is None or None in others:
         return "not run yet"
     tested = claim.measure in ("test", "best by test")
-    clear = [
-        n for n in claim.than if min(values.get((claim.better, n), 1.0), values.get((n, claim.better), 1.0)) < 0.05
-    ]
+    pairs = {name: ((claim.better, name), (name, claim.better)) for name in claim.than}
+    clear = [name for name, both in pairs.items() if min(values.get(pair, 1.0) for pair in both) < statistics.LEVEL]
     if claim.alike:
         return "did not hold: they differ by more than noise" if clear else "held: no difference larger than noise"
     beaten = sum(ours > other for other in others if other is not None)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tljax import train
 from tljax import workdir as folders
+from tljax.command_line import one_line
 from tljax.errors import UserError
 from tljax.machine import forget_programs
 from tljax.report.console import make_console
@@ -25,8 +26,24 @@ class Outcome:
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def is_done(job: Job, runs: Path) -> bool:
-    return (runs / job.key / folders.RESULT).is_file()
+def is_done(key: str, runs: Path) -> bool:
+    return (runs / key / folders.RESULT).is_file()
+
+
+def settled(job: Job, runs: Path, outcome: Outcome) -> bool:
+    """Whether a job is done, or can never be; then the outcome says so."""
+    if is_done(job.key, runs):
+        outcome.done.append(job.key)
+    elif job.after in outcome.failed:
+        outcome.failed[job.key] = f"run {job.after}, which it starts from, failed"
+    else:
+        return False
+    return True
+
+
+def is_ready(job: Job, runs: Path) -> bool:
+    """Whether the run that a job starts from, if any, is done."""
+    return job.after is None or is_done(job.after, runs)
 
 
 def failure(key: str, runs: Path) -> Path:
@@ -42,7 +59,7 @@ def run_job(job: Job, runs: Path, console: Console) -> None:
       Whatever a run raises.
     """
     with folders.locked(runs / ".locks" / job.key):
-        if not is_done(job, runs):
+        if not is_done(job.key, runs):
             train.run(make_config(job.fields, runs), runs / job.key, console=console, look_at_test=True)
         failure(job.key, runs).unlink(missing_ok=True)
 
@@ -62,16 +79,11 @@ def run_jobs(jobs: Sequence[Job], runs: Path, console: Console) -> Outcome:
     while waiting:
         busy = []
         for job in waiting:
-            if is_done(job, runs):
-                outcome.done.append(job.key)
-            elif job.after in outcome.failed:
-                outcome.failed[job.key] = f"run {job.after}, which it starts from, failed"
-            elif job.after is not None and not (runs / job.after / folders.RESULT).is_file():
+            if settled(job, runs, outcome):
+                continue
+            place = f"{len(outcome.done) + len(outcome.failed) + 1} of {len(jobs)}"
+            if not (is_ready(job, runs) and _attempt(job, runs, console, outcome, place)):
                 busy.append(job)
-            else:
-                place = f"{len(outcome.done) + len(outcome.failed) + 1} of {len(jobs)}"
-                if not _attempt(job, runs, console, outcome, place):
-                    busy.append(job)
         if len(busy) == len(waiting):
             time.sleep(PATIENCE)
         waiting = busy
@@ -89,8 +101,7 @@ def _attempt(job: Job, runs: Path, console: Console, outcome: Outcome, place: st
         raise
     except Exception as error:  # whatever a run dies of, the others go on
         reason = reason_of(error)
-        outcome.failed[job.key] = reason
-        folders.write_json(failure(job.key, runs), {"error": reason})
+        fail(job, runs, outcome, reason)
         console.print(f"{place}: {job.key} failed: {reason}", markup=False)
     else:
         outcome.done.append(job.key)
@@ -100,9 +111,15 @@ def _attempt(job: Job, runs: Path, console: Console, outcome: Outcome, place: st
     return True
 
 
+def fail(job: Job, runs: Path, outcome: Outcome, reason: str) -> None:
+    """Notes that a job failed, for this command and for the tables."""
+    outcome.failed[job.key] = reason
+    folders.write_json(failure(job.key, runs), {"error": reason})
+
+
 def reason_of(error: Exception) -> str:
     """Why a run failed, in one line."""
-    said = " ".join(str(error).split())
+    said = one_line(error)
     return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}".removesuffix(": ")
 
 

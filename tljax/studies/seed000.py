@@ -1,9 +1,9 @@
 """Report 000, "Exploring transfer learning": ResNet-34 on Oxford-IIIT Pet."""
 
-from tljax.studies.study import Cell, Claim, Study
+from tljax.studies.study import TORCH_DEFAULT, Cell, Claim, Study
 
 GROUPS = ("head", "layer4", "layer3", "layer2", "layer1")
-TORCH_DEFAULT = "trained:train,frozen:torch_frozen_params"
+SQUEEZENET_GROUPS = ("head", "fire9", "fire8", "fire7", "fire6")
 PLAIN = {"augment.crop": "center", "augment.flip": False}
 AUGMENTED = {"augment.crop": "random_resized", "augment.flip": True, "augment.rotation": 10.0}
 LAST_TWO = "layer4,head"
@@ -30,17 +30,15 @@ DIFFERENCES = (
 )
 
 
-def _top(count: int) -> str:
-    """The first so many groups from the top."""
-    return ",".join(GROUPS[:count])
-
-
 NAMES = (
     "final layer only",
     "final and second to last",
     "final to third to last",
     "final to fourth to last",
     "final to fifth to last",
+)
+TWO_ARE_BEST = Claim(
+    "the best test accuracy comes from the final layer and the second to last layer", NAMES[1], (NAMES[0], *NAMES[2:])
 )
 TABLE_2 = ("90.489 %", "91.576 %", "91.033 %", "90.625 %", "86.141 %")
 TABLE_3 = ("79.076 %", "87.228 %", "80.707 %", "65.897 %", "70.924 %")
@@ -58,9 +56,9 @@ TABLE_4 = {
 }
 
 
-def _layers(rate: float, published: tuple[str, ...]) -> tuple[Cell, ...]:
+def _layers(rate: float, published: tuple[str, ...], groups: tuple[str, ...] = GROUPS) -> tuple[Cell, ...]:
     return tuple(
-        Cell(name, {"transfer.train": _top(i), "optimizer.lr": rate}, published={"test": text})
+        Cell(name, {"transfer.train": ",".join(groups[:i]), "optimizer.lr": rate}, published={"test": text})
         for i, (name, text) in enumerate(zip(NAMES, published, strict=True), 1)
     )
 
@@ -105,13 +103,23 @@ STUDIES = (
             *DIFFERENCES,
             "the first row is the baseline of section 3.2; the table itself begins with two layers",
         ),
-        claims=(
-            Claim(
-                "the best test accuracy comes from the final layer and the second to last layer",
-                NAMES[1],
-                (NAMES[0], *NAMES[2:]),
-            ),
+        claims=(TWO_ARE_BEST,),
+    ),
+    Study(
+        name="000-table2-squeeze",
+        report="000",
+        item="Table 2",
+        title="the same question of SqueezeNet's groups",
+        base={**BASE, "model.name": "squeezenet1_0"},
+        cells=_layers(1e-4, TABLE_2, SQUEEZENET_GROUPS),
+        needs=(NEEDS[0], "ImageNet weights of SqueezeNet 1.0"),
+        test_size=TEST_SIZE,
+        differences=(
+            *DIFFERENCES[:2],
+            "SqueezeNet 1.0 in place of ResNet-34: a layer is one fire module, far less than a stage of a ResNet, and "
+            "there is no batch norm",
         ),
+        claims=(TWO_ARE_BEST,),
     ),
     Study(
         name="000-table3",
@@ -123,13 +131,7 @@ STUDIES = (
         needs=NEEDS,
         test_size=TEST_SIZE,
         differences=DIFFERENCES,
-        claims=(
-            Claim(
-                "the best test accuracy comes from the final layer and the second to last layer",
-                NAMES[1],
-                (NAMES[0], *NAMES[2:]),
-            ),
-        ),
+        claims=(TWO_ARE_BEST,),
     ),
     Study(
         name="000-table4",

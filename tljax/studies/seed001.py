@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from tljax.studies.study import Cell, Claim, Study
+from tljax.studies.study import TORCH_DEFAULT, Cell, Claim, Study
 
-TORCH_DEFAULT = "trained:train,frozen:torch_frozen_params"
 BEST = "layer4,layer2,layer1,head"
 BASE: dict[str, Any] = {
     "model.name": "resnet152",

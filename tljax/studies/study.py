@@ -2,11 +2,16 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from tljax.errors import UserError
 
 OF_CELL = "cell:"
 """`model.weights` of this form name the cell whose trained network a cell starts from."""
+
+TORCH_DEFAULT = "trained:train,frozen:torch_frozen_params"
+"""`transfer.bn` of a PyTorch script that sets requires_grad and calls train(), as most reports' scripts do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +89,43 @@ class Study:
         assert len(set(names)) == len(names), f"{self.name} has a cell twice"
         assert {c.better for c in self.claims} | {n for c in self.claims for n in c.than} <= set(names), self.name
 
+    @property
+    def protocol(self) -> tuple[str, ...]:
+        """Where the study, and each of its rows, leaves the report's protocol."""
+        return (*self.differences, *(f"{cell.name}: {text}" for cell in self.cells for text in cell.differences))
+
     def cell(self, name: str) -> Cell:
         return next(cell for cell in self.cells if cell.name == name)
+
+    def narrowed(self, rows: Sequence[str], search: Mapping[str, tuple[Any, ...]]) -> "Study":
+        """The study with fewer rows, and other values searched.
+
+        Args:
+          rows: names of cells, which bring those that they start from; all if empty.
+          search: by field, what is tried where a cell searches it.
+
+        Raises:
+          UserError: for a row, or a search, that the study does not have.
+        """
+        names = [cell.name for cell in self.cells]
+        if unknown := [row for row in rows if row not in names]:
+            raise UserError(f"{self.name} has no row {unknown[0]!r}; it has {'; '.join(names)}")
+        if unknown := search.keys() - {field for cell in self.cells for field in cell.search}:
+            raise UserError(f"{self.name} searches no {', '.join(sorted(unknown))}")
+        wanted = set(rows or names)
+        wanted |= {str(c.settings.get("model.weights")).removeprefix(OF_CELL) for c in self.cells if c.name in wanted}
+        kept = [cell for cell in self.cells if cell.name in wanted]
+        cells = tuple(
+            dataclasses.replace(cell, search={f: search.get(f, values) for f, values in cell.search.items()})
+            for cell in kept
+        )
+        left = {cell.name for cell in cells}
+        claims = (
+            dataclasses.replace(claim, than=tuple(name for name in claim.than if name in left))
+            for claim in self.claims
+            if claim.better in left
+        )
+        return dataclasses.replace(self, cells=cells, claims=tuple(claim for claim in claims if claim.than))
 
 
 def number(text: str) -> float:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from tljax.losses import wilson_interval
 from tljax.studies import results
-from tljax.studies.results import Row, measure
+from tljax.studies.results import Findings, Row, measure
 from tljax.studies.scales import SCALES
 from tljax.studies.study import Study, number
 
 
-def markdown(study: Study, rows: Sequence[Row], *, scale: str) -> str:
+def markdown(found: Findings, *, scale: str) -> str:
     """The table of a study, what it shows and what it does not, and every difference of protocol."""
-    paired = results.compare(rows)
+    study = found.study
     lines = [
         f"## {study.name}: report {study.report}, {study.item}",
         "",
@@ -20,17 +20,16 @@ def markdown(study: Study, rows: Sequence[Row], *, scale: str) -> str:
     ]
     if note := SCALES[scale].note:
         lines += [f"**{note}**", ""]
-    head, body = grid(study, rows)
+    head, body = grid(found)
     lines += [cells(head), "|---" * len(head) + "|", *(cells(line) for line in body), ""]
-    lines += [f"- {sentence}" for sentence in sentences(study, rows, paired)]
-    lines += ["", "Protocol:", ""]
-    lines += [f"- {text}" for text in study.differences]
-    lines += [f"- {row.cell.name}: {text}" for row in rows for text in row.cell.differences]
+    lines += [f"- {sentence}" for sentence in sentences(found)]
+    lines += ["", "Protocol:", "", *(f"- {text}" for text in study.protocol)]
     return "\n".join(lines) + "\n"
 
 
-def grid(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def grid(found: Findings) -> tuple[list[str], list[list[str]]]:
     """The head of the table and its lines, cell by cell."""
+    study, rows = found.study, found.rows
     published = [name for name in study.measures if any(name in row.cell.published for row in rows)]
     head = ["row", *(f"published {measure(name).title}" for name in published)]
     head += [f"ours: {measure(name).title}" for name in study.measures]
@@ -95,9 +94,9 @@ def difference_words(study: Study, row: Row) -> str:
     return f"{100 * difference:+.2f}" if measure(name).share else f"{difference:+.3g}"
 
 
-def sentences(study: Study, rows: Sequence[Row], paired: dict[tuple[str, str], float]) -> list[str]:
+def sentences(found: Findings) -> list[str]:
     """What the table shows and what it does not, in words."""
-    told = []
+    study, rows, paired, told = found.study, found.rows, found.paired, []
     means = {row.cell.name: mean for row in rows if (mean := row.mean("test")) is not None}
     told.append(results.verdict({pair: p for pair, p in paired.items() if set(pair) <= means.keys()}, means, "Ours"))
     theirs = results.compare_published(study)
@@ -106,7 +105,7 @@ def sentences(study: Study, rows: Sequence[Row], paired: dict[tuple[str, str], f
         accuracy = {c.name: number(c.published[name]) for c in study.cells if name in c.published}
         size = f"published, on the {study.test_size:,} test images that the report's percentages or its text imply"
         told.append(results.verdict(theirs, accuracy, size[:1].upper() + size[1:]))
-    told += [f'The report: "{claim.text}". Here: {results.judge(claim, rows, paired)}.' for claim in study.claims]
+    told += [f'The report: "{claim.text}". Here: {results.judge(claim, found)}.' for claim in study.claims]
     missing = sum(row.missing for row in rows)
     if missing:
         reasons = {reason for row in rows for reason in row.failed}
