@@ -200,6 +200,7 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
 
 def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: Padding = 0, ceil: bool = False) -> jax.Array:
     """torch's MaxPool2d; `ceil` is its `ceil_mode`, which lets the last window hang over the lower right edge."""
+    sides: Any
     if isinstance(padding, str):
         sides = jax.lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), padding)
     else:
