@@ -73,7 +73,7 @@ def test_rows_and_table(finished):
             if run.key == key and run.cell == "head" and run.seed == counted.run.seed
         ]
         assert counted.result["validation"]["accuracy"] == max(both)
-    names, right = head.right
+    names, right = head.right("test")
     assert names.shape == (120,)
     assert right.shape == (2, 120)
     assert right.sum() / 2 == head.tested[0]

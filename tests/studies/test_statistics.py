@@ -1,5 +1,7 @@
 """Intervals and tests against known values, and against each other where two say the same."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -39,8 +41,18 @@ def test_mcnemar_with_seeds_agrees_with_one_seed_repeated():
     rng = np.random.default_rng(0)
     first, second = rng.random((1, 300)) < 0.85, rng.random((1, 300)) < 0.78
     single = statistics.mcnemar(first, second)
-    repeated = statistics.mcnemar(np.repeat(first, 3, 0), np.repeat(second, 3, 0))
-    assert repeated == pytest.approx(single, abs=0.02)
+    assert statistics.mcnemar(np.repeat(first, 3, 0), np.repeat(second, 3, 0)) == pytest.approx(single)
+    assert statistics.mcnemar(np.repeat(first, 3, 0), second) == pytest.approx(single)
+
+
+def test_mcnemar_with_seeds_is_that_of_all_signs():
+    """Held against every one of the 2^12 ways in which the coins of 12 images can fall."""
+    rng = np.random.default_rng(3)
+    first, second = rng.random((3, 12)) < 0.8, rng.random((3, 12)) < 0.5
+    difference = first.sum(0) - second.sum(0)
+    sums = [np.dot(signs, difference) for signs in itertools.product((-1, 1), repeat=12)]
+    expected = np.mean(np.abs(sums) >= abs(difference.sum()))
+    assert statistics.mcnemar(first, second) == pytest.approx(expected)
 
 
 def test_mcnemar_is_right_about_noise():

@@ -39,11 +39,7 @@ def rows_picture(study: Study, rows: Sequence[Row]) -> str | None:
         for y, row in enumerate(reversed(shown)):
             values = row.values(name)
             if values:
-                ends = (
-                    (row.interval if name == "test" else None)
-                    or mean_interval(values, share=True)
-                    or (min(values), max(values))
-                )
+                ends = row.interval(name) or mean_interval(values, share=True) or (min(values), max(values))
                 _bar(ax, y + 0.12, sum(values) / len(values), ends, OURS, "o", "ours")
                 ax.plot([100 * v for v in values], [y + 0.12] * len(values), "|", color=OURS, markersize=7, alpha=0.7)
             if name in row.cell.published:

@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import statistics as numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from tljax.studies.study import Cell, Claim, Study, number
 from tljax.workdir import read_result
 
 Result = dict[str, Any]
+PValues = dict[tuple[str, str], float]
+SPLITS = {"test": "test", "val": "validation"}  # their names in predictions.npz and in result.json
+NOTHING = (np.empty(0), np.empty((0, 0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Found:
     result: Result
 
     def predictions(self, split: str) -> "Predictions":
-        """What it answered to the images of a split."""
+        """What it answered to the images of a split, `test` or `val`."""
         with np.load(self.folder / "predictions.npz") as file:
             return Predictions(file[f"{split}_names"], file[f"{split}_labels"], file[f"{split}_logits"])
 
@@ -108,24 +111,28 @@ class Row:
         values = self.values(name)
         return sum(values) / len(values) if values else None
 
-    @property
-    def tested(self) -> tuple[float, int] | None:
-        """Right answers, on average over seeds, and test images."""
-        tests = [f.result["test"] for f in self.found if f.result["test"]]
+    def counts(self, name: str) -> tuple[float, int] | None:
+        """Right answers, on average over seeds, and test images, for a measure that is of test images."""
+        place = {"test": "test", "best by test": "best_by_test"}.get(name)
+        tests = [f.result[place] for f in self.found if f.result.get(place)] if place else []
         return (sum(t["correct"] for t in tests) / len(tests), tests[0]["seen"]) if tests else None
 
     @property
-    def interval(self) -> tuple[float, float] | None:
+    def tested(self) -> tuple[float, int] | None:
+        """Right answers of the honest test, on average over seeds, and test images."""
+        return self.counts("test")
+
+    def interval(self, name: str = "test") -> tuple[float, float] | None:
         """Wilson's 95% interval of the mean accuracy: what another test set of this size might have given."""
-        return wilson_interval(round(self.tested[0]), self.tested[1]) if self.tested else None
+        counts = self.counts(name)
+        return wilson_interval(round(counts[0]), counts[1]) if counts else None
 
-    @functools.cached_property
-    def right(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Names `[N]` of the test images, and which of them each seed got right, bool `[seeds, N]`.
+    def right(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Names `[N]` of the images of a split, and which of them each seed got right, bool `[seeds, N]`.
 
-        None where nothing was tested, or seeds on different images.
+        None where nothing of it was answered, or seeds had different images.
         """
-        found = [f.predictions("test") for f in self.found if f.result["test"]]
+        found = [f.predictions(split) for f in self.found if f.result[SPLITS[split]]]
         if not found or any(not np.array_equal(one.names, found[0].names) for one in found[1:]):
             return None
         return found[0].names, np.stack([predictions(one.logits) == one.labels for one in found])
@@ -139,9 +146,19 @@ class Findings:
     rows: tuple[Row, ...]
 
     @functools.cached_property
-    def paired(self) -> dict[tuple[str, str], float]:
-        """P-values of all pairs of our rows that were tested on the same images, corrected for their number."""
-        return compare(self.rows)
+    def paired(self) -> "PValues":
+        """P-values of all pairs of our rows that were tested on the same images, corrected for their number (Holm)."""
+        names = [row.cell.name for row in self.rows]
+        return self.compare("test", tuple(itertools.combinations(names, 2)))
+
+    def compare(self, split: str, pairs: Iterable[tuple[str, str]]) -> "PValues":
+        """P-values of pairs of rows that answered the same images of a split, corrected for their number (Holm)."""
+        values, right = {}, {row.cell.name: row.right(split) for row in self.rows}
+        for a, b in pairs:
+            (names, first), (others, second) = right[a] or NOTHING, right[b] or NOTHING
+            if len(names) and np.array_equal(names, others):
+                values[a, b] = statistics.mcnemar(first, second)
+        return statistics.holm(values)
 
 
 def collect(study: Study, runs: Sequence[Run], jobs: Sequence[Job], folder: Path) -> Findings:
@@ -188,18 +205,6 @@ def _validated(found: Found) -> float:
     return found.result["best_by_test"]["accuracy"] if "best_by_test" in found.result else 0.0
 
 
-def compare(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
-    """P-values of all pairs of rows that were tested on the same images, corrected for their number (Holm)."""
-    tested = {row.cell.name: row.right for row in rows if row.right is not None}
-    return statistics.holm(
-        {
-            (a, b): statistics.mcnemar(first, second)
-            for (a, (names, first)), (b, (others, second)) in itertools.combinations(tested.items(), 2)
-            if np.array_equal(names, others)
-        }
-    )
-
-
 def compare_published(study: Study) -> dict[tuple[str, str], float]:
     """P-values of all pairs of published rows, corrected; empty where their test set is unknown."""
     name, size = study.measures[0], study.test_size
@@ -216,10 +221,11 @@ def compare_published(study: Study) -> dict[tuple[str, str], float]:
 
 def against_published(study: Study, row: Row) -> float | None:
     """The p-value that our row and the published one are equally good; None where one of them is not known."""
-    text = row.cell.published.get("test")
-    if text is None or study.test_size is None or row.tested is None:
+    name = study.measures[0]
+    text, counts = row.cell.published.get(name), row.counts(name)
+    if text is None or study.test_size is None or counts is None:
         return None
-    correct, seen = row.tested
+    correct, seen = counts
     return statistics.two_proportions(round(correct), seen, round(number(text) * study.test_size), study.test_size)
 
 
@@ -242,22 +248,23 @@ def verdict(values: Mapping[tuple[str, str], float], accuracy: Mapping[str, floa
 
 def judge(claim: Claim, found: Findings) -> str:
     """Whether what a report says held here."""
-    values, by_name = found.paired, {row.cell.name: row for row in found.rows}
+    by_name = {row.cell.name: row for row in found.rows}
     ours, others = (
         by_name[claim.better].mean(claim.measure), [by_name[name].mean(claim.measure) for name in claim.than]
     )  # fmt: skip
     if ours is None or None in others:
         return "not run yet"
-    tested = claim.measure in ("test", "best by test")
-    pairs = {name: ((claim.better, name), (name, claim.better)) for name in claim.than}
-    clear = [name for name, both in pairs.items() if min(values.get(pair, 1.0) for pair in both) < statistics.LEVEL]
+    pairs = [(claim.better, name) for name in claim.than]
+    split = {"test": "test", "best by test": "test", "validation": "val"}.get(claim.measure)
+    values = found.compare(split, pairs) if split else {}
+    clear = [pair for pair in pairs if values.get(pair, 1.0) < statistics.LEVEL]
     if claim.alike:
         return "did not hold: they differ by more than noise" if clear else "held: no difference larger than noise"
     beaten = sum(ours > other for other in others if other is not None)
     if beaten < len(others):
         return f"did not hold: better than {beaten} of {len(others)}"
-    if not tested:
-        return "held in order; validation accuracies are not tested against noise here"
+    if not values:
+        return "held in order; not tested against noise, for want of the same images' answers"
     return "held" if len(clear) == len(others) else f"held in order, beyond noise against {len(clear)} of {len(others)}"
 
 

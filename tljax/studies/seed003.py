@@ -19,6 +19,7 @@ DIFFERENCES = (
     "batch size 4, that of the PyTorch tutorial whose pipeline the report describes; it names none",
     "the report chooses the epoch by the images it tests on; that number is flagged, and an honest one, chosen on a "
     "fifth of the training images, stands beside it, so that training sees four fifths of them",
+    "whether a claim held is asked of the report's measure; whether beyond noise, of the honest column's answers",
     "the baseline is the same plan from random weights: frozen then means a frozen random trunk",
 )
 TARGETS = {  # by table: data set, in words, test images as percentages imply or the text says, accuracies, baselines

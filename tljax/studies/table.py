@@ -39,7 +39,11 @@ def grid(found: Findings) -> tuple[list[str], list[list[str]]]:
         line = [row.cell.name, *(published_words(study, row, name) for name in published)]
         line += [own_words(row, name) for name in study.measures]
         p = results.against_published(study, row)
-        line += [seeds_words(row, study.measures[0]), images_words(row), difference_words(study, row)]
+        line += [
+            seeds_words(row, study.measures[0]),
+            images_words(row, study.measures[0]),
+            difference_words(study, row),
+        ]
         lines.append([*line, "" if p is None else results.p_words(p)])
     return head, lines
 
@@ -80,8 +84,11 @@ def seeds_words(row: Row, name: str) -> str:
     return "" if found is None else span(found) if measure(name).share else f"{found[0]:.4g} to {found[1]:.4g}"
 
 
-def images_words(row: Row) -> str:
-    return "" if row.interval is None or row.tested is None else f"{span(row.interval)} (n = {row.tested[1]:,})"
+def images_words(row: Row, name: str) -> str:
+    """The interval of the first measure where it is of test images, else of the test."""
+    name = name if row.counts(name) else "test"
+    ends, counts = row.interval(name), row.counts(name)
+    return f"{span(ends)} (n = {counts[1]:,})" if ends and counts else ""
 
 
 def difference_words(study: Study, row: Row) -> str:
