@@ -19,10 +19,10 @@ from tljax.command_line import OneLineParser, exit_status
 from tljax.errors import UserError
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
+from tljax.studies.study import Look, Study
 
 if TYPE_CHECKING:  # they bring JAX: a mistake is answered at once
     from tljax.studies.jobs import Job, Run
-    from tljax.studies.study import Study
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,14 +64,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen(text: str) -> "list[Study]":
+def chosen(text: str) -> list[Study | Look]:
     """The studies named on the command line."""
-    from tljax.studies import STUDIES
+    from tljax.studies import LOOKS, STUDIES
 
-    names = list(STUDIES) if text == "all" else text.split(",")
-    if unknown := [name for name in names if name not in STUDIES]:
+    there = dict(sorted({**STUDIES, **LOOKS}.items()))
+    names = list(there) if text == "all" else text.split(",")
+    if unknown := [name for name in names if name not in there]:
         raise UserError(f"no study is called {', '.join(unknown)}; see python -m tljax.study list")
-    return [STUDIES[name] for name in names]
+    return [there[name] for name in names]
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
@@ -94,7 +95,8 @@ def show_list(args: argparse.Namespace) -> None:
     """Prints one line per study."""
     del args
     for study in chosen("all"):
-        print(f"{study.name:<19} report {study.report}, {study.item:<16} {len(study.cells):>3} rows  {study.title}")
+        rows = len(study.cells if isinstance(study, Study) else study.published)
+        print(f"{study.name:<19} report {study.report}, {study.item:<26} {rows:>3} rows  {study.title}")
 
 
 def show_one(args: argparse.Namespace) -> None:
@@ -102,12 +104,11 @@ def show_one(args: argparse.Namespace) -> None:
     for study in chosen(args.name):
         print(f"{study.name}: report {study.report}, {study.item}: {study.title}")
         print(f"needs: {'; '.join(study.needs)}")
-        print("all rows: " + ", ".join(f"{name}={value}" for name, value in study.base.items()))
-        for cell in study.cells:
-            settings = {**cell.settings, **{name: f"one of {values}" for name, values in cell.search.items()}}
-            told = ", ".join(f"{name}={value}" for name, value in settings.items())
-            published = ", ".join(f"{name} {text}" for name, text in cell.published.items())
-            print(f"  {cell.name}: {told or 'as above'}" + (f"; published: {published}" if published else ""))
+        if isinstance(study, Study):
+            print("all rows: " + ", ".join(f"{name}={value}" for name, value in study.base.items()))
+            print(*(f"  {cell}" for cell in study.cells), sep="\n")
+        else:
+            print(*(f"  {name}: published: {text}" for name, text in study.published.items()), sep="\n")
         for text in study.protocol:
             print(f"  protocol: {text}")
 
@@ -115,13 +116,13 @@ def show_one(args: argparse.Namespace) -> None:
 class Asked(NamedTuple):
     """A study as the command line wants it, its runs, their jobs, and the folder of all runs of this scale."""
 
-    study: "Study"
+    study: Study
     runs: "list[Run]"
     jobs: "list[Job]"
     folder: Path
 
 
-def asked(args: argparse.Namespace, study: "Study") -> Asked:
+def asked(args: argparse.Namespace, study: Study) -> Asked:
     """What the command line makes of a study."""
     from tljax.studies.jobs import make_jobs, make_runs
     from tljax.studies.scales import SCALES
@@ -151,7 +152,10 @@ def run(args: argparse.Namespace) -> int:
 
     keep_compilations(small=args.scale == "tiny")
     console, failed = make_console(), 0
-    for wanted in [asked(args, study) for study in chosen(args.name)]:
+    for wanted in [asked(args, study) if isinstance(study, Study) else study for study in chosen(args.name)]:
+        if not isinstance(wanted, Asked):
+            console.print(f"{wanted.name}: {look_at(args, wanted)}", markup=False)
+            continue
         study, runs, jobs, folder = wanted
         console.print(f"{study.name}: {len(study.cells)} rows, {len(runs)} runs in {len(jobs)} jobs", markup=False)
         outcome = (run_on_ray if args.ray else run_jobs)(jobs, folder, console)
@@ -160,10 +164,29 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def look_at(args: argparse.Namespace, one: Look) -> Path:
+    """Runs a picture through a network and writes what was seen; returns the folder."""
+    from tljax.studies.look import look, write
+
+    given, data = pairs("--set", args.set), pairs("--data", args.data)
+    full = args.scale == "full"
+    if full and one.data not in data:
+        raise UserError(f"{one.name} needs a picture: --data {one.data}=FILE")
+    picture = Path(data[one.data]) if full else None
+    seen = look(one, picture, given.get("model.weights", "imagenet") if full else None)
+    folder = args.folder / args.scale / one.name
+    write(one, seen, picture.name if picture else "a procedural picture", folder, scale=args.scale)
+    return folder
+
+
 def report(args: argparse.Namespace) -> None:
     """Writes and prints the tables of what is done so far."""
     for study in chosen(args.name):
-        print(write_report(args, asked(args, study)))
+        if isinstance(study, Study):
+            print(write_report(args, asked(args, study)))
+        else:
+            table = args.folder / args.scale / study.name / "table.md"
+            print(table.read_text() if table.is_file() else f"{study.name} has not run yet")
 
 
 def write_report(args: argparse.Namespace, wanted: Asked) -> str:

@@ -4,23 +4,24 @@ import re
 
 import pytest
 
-from tljax.studies import STUDIES
+from tljax.studies import LOOKS, STUDIES
 from tljax.studies.jobs import make_config, make_runs
 from tljax.studies.study import number
 
 ITEMS = {
     "000": {"Table 1", "Table 2", "Table 3", "Table 4", "section 3.2.2", "section 3.2.3", "section 4"},
     "001": {"Figure 1", "Figure 2", "Figure 3", "section 4", "section 4.1", "section 6"},
-    "002": {f"Table {n}" for n in ("II", "III", "IV", "V", "VI", "VII", "VIII")} | {"Figures 5 and 6", "section II-A"},
-    "003": {"Table 1", "Table 2", "Table 3", "Table 4"},
+    "002": {f"Table {n}" for n in ("II", "III", "IV", "V", "VI", "VII", "VIII")}
+    | {"Table I and Figures 2 to 4", "Figures 5 and 6", "Figure 28", "section II-A"},
+    "003": {"Table 1", "Table 2", "Table 3", "Table 4", "Figures 1 and 2"},
     "004": {"Table 2", "Figure 1"},
 }
 
 
 def test_every_table_and_figure_has_its_study():
-    found = {report: {s.item for s in STUDIES.values() if s.report == report} for report in ITEMS}
-    assert found == ITEMS
-    assert all(study.name.startswith(f"{study.report}-") for study in STUDIES.values())
+    everything = [*STUDIES.values(), *LOOKS.values()]
+    assert {report: {s.item for s in everything if s.report == report} for report in ITEMS} == ITEMS
+    assert all(study.name.startswith(f"{study.report}-") for study in everything)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -52,6 +53,26 @@ def test_published_numbers_stand_in_the_report(name, shared):
         if study.item.startswith("Table") and study.report in ("002",):
             want = [*accuracies, cell.published["epoch"], cell.published["lr"]] if cell.published else []
             assert any(all(w in line.split("\t") or w in line for w in want) for line in lines), cell.name
+
+
+@pytest.mark.real_data
+def test_published_classes_of_a_picture_stand_in_the_report(shared):
+    (look,) = LOOKS.values()
+    text = next((shared / "seeds").glob("002_*.txt")).read_text()
+    assert [line for line in text.splitlines() if line in {"\t".join(p) for p in look.published.items()}] == [
+        "\t".join(pair) for pair in look.published.items()
+    ]
+
+
+def test_figures_and_summaries_share_the_runs_of_the_tables():
+    """They cost nothing where the tables have run."""
+    for name, tables in (("002-fig28", "3467"), ("003-summary", "1234"), ("004-fig1", "2")):
+        everything = {
+            run.key
+            for table in tables
+            for run in make_runs(STUDIES[f"{name[:3]}-table{table}"], scale="full", seeds=1, data={}, overrides={})
+        }
+        assert {run.key for run in make_runs(STUDIES[name], scale="full", seeds=1, data={}, overrides={})} <= everything
 
 
 @pytest.mark.real_data

@@ -1,5 +1,6 @@
 """Running a study: what is done is skipped, a failure leaves the rest alone, workers share, a kill loses nothing."""
 
+import dataclasses
 import json
 import os
 import re
@@ -84,6 +85,22 @@ def test_rows_and_table(finished):
     assert 'The report: "training more is best". Here: ' in text
     assert "Ours: " in text
     assert "Published, on the 100 test images" in text
+
+
+def test_transfer_is_named_and_shown(finished):
+    """A pair of rows, with pretrained weights and without: the gain in words, and images that one of them got right."""
+    folder, runs, jobs, _ = finished
+    study = dataclasses.replace(SMALL, transfers=(("layer4 too", "head"),), shown=("head", "layer4 too"), smooth=5)
+    found = collect(study, runs, jobs, folder)
+    gain = 100 * (found.rows[1].mean("test") - found.rows[0].mean("test"))
+    words = next(line for line in markdown(found, scale="tiny").splitlines() if "over head (p" in line)
+    assert words.startswith(f"- layer4 too: {gain:+.2f} points of test accuracy over head (p ")
+    assert words.endswith((": transfer helps.", ": negative transfer.", ": not larger than noise."))
+    text = page(found, scale="tiny")
+    assert text.count("Its most confident mistakes") == 2
+    assert "The same images with and without pretrained weights" in text
+    assert text.count("with: outline") == text.count("; without: outline") > 0
+    assert "moving mean of 5" in text
 
 
 def test_the_page_needs_nothing_and_escapes_what_it_is_given(finished):
@@ -173,6 +190,9 @@ def test_commands(tmp_path, capsys, monkeypatch):
     assert any(line.startswith("000-table2") and "report 000, Table 2" in line for line in lines)
     assert command.main(["show", "002-table8"]) == 0
     assert "GaussianBlur(27)" in capsys.readouterr().out
+    assert command.main(["report", "002-table8", "--folder", str(tmp_path), "--row", "None", "--seeds", "1",
+                         "--search", "optimizer.lr=0.03,0.01"]) == 0  # fmt: skip
+    assert "- optimizer.lr one of 0.03, 0.01, set by hand\n- only some of the rows" in capsys.readouterr().out
     assert command.main(["report", "003-table1", "--folder", str(tmp_path)]) == 0
     assert "16 runs are missing" in capsys.readouterr().out
     assert command.main(["report", "000-table1", "--folder", str(tmp_path), "--set", "model.weights=a/b.pth"]) == 0
@@ -181,6 +201,8 @@ def test_commands(tmp_path, capsys, monkeypatch):
         (["show", "nothing"], "no study is called nothing"),
         (["run", "000-table2", "--seeds", "0"], "--seeds=0 is not 1 or more"),
         (["run", "000-table2", "--set", "epochs"], "--set 'epochs' is not NAME=VALUE"),
+        (["run", "002-table6", "--row", "SGDD"], "002-table6 has no row 'SGDD'; it has SGD; Adam; "),
+        (["run", "000-table2", "--search", "optimizer.lr=1,2"], "000-table2 searches no optimizer.lr"),
     ):
         assert command.main(wrong) == 2
         assert words in capsys.readouterr().err

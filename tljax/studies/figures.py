@@ -62,8 +62,21 @@ def _bar(ax: Any, y: float, value: float, ends: tuple[float, float], colour: str
     ax.plot(100 * value, y, marker, color=colour, markersize=5, label=label)
 
 
-def curves_picture(tried: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str | None:
-    """Validation accuracy by epoch, a line per run, given by its name and history; None where nothing was validated."""
+def moving_mean(values: Sequence[float], window: int) -> np.ndarray:
+    """Means of each value and those before it, `window` in all; at the start of as many as there are."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    begins = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[begins]) / (ends - begins)
+
+
+def curves_picture(tried: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], *, smooth: int = 1) -> str | None:
+    """Validation accuracy by epoch, a line per run; None where nothing was validated.
+
+    Args:
+      tried: names of runs and their histories.
+      smooth: over how many epochs the lines are moving means; what they are means of is drawn thinly.
+    """
     histories = [(plain(words), [e["val_accuracy"] for e in history]) for words, history in tried]
     histories = [(words, values) for words, values in histories if values and values[0] is not None]
     if not histories:
@@ -73,10 +86,12 @@ def curves_picture(tried: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> 
         ax = figure.subplots()
         for (words, values), colour in zip(histories, LINES * 9, strict=False):
             epochs = np.arange(1, len(values) + 1)
-            ax.plot(epochs, 100 * np.asarray(values), "o-" if len(values) < 8 else "-", color=colour, markersize=3,
-                    linewidth=1.4, label=words)  # fmt: skip
+            if smooth > 1:
+                ax.plot(epochs, 100 * np.asarray(values), color=colour, linewidth=0.6, alpha=0.5)
+            style, means = "o-" if len(values) < 8 else "-", 100 * moving_mean(values, smooth)
+            ax.plot(epochs, means, style, color=colour, markersize=3, linewidth=1.4, label=words)
         ax.set_xlabel("epoch")
-        ax.set_ylabel("validation accuracy (%)")
+        ax.set_ylabel("validation accuracy (%)" + (f", moving mean of {smooth}" if smooth > 1 else ""))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(color=INK, alpha=0.12)
         if len(histories) > 1:

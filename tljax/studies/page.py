@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -16,8 +16,9 @@ from tljax.data.load import open_source
 from tljax.errors import UserError
 from tljax.losses import predictions
 from tljax.studies import figures, table
-from tljax.studies.results import Findings, Found, Row, measure
+from tljax.studies.results import Findings, Found, Row
 from tljax.studies.scales import SCALES
+from tljax.studies.study import Study
 
 MISTAKES, THUMBNAIL = 8, 144
 TEMPLATES = jinja2.Environment(
@@ -30,12 +31,8 @@ def page(findings: Findings, *, scale: str) -> str:
     """The page, as HTML."""
     study, rows = findings.study, findings.rows
     head, lines = table.grid(findings)
-    best = max(
-        (row for row in rows if row.tested),
-        key=lambda row: row.tested[0] / row.tested[1] if row.tested else 0,
-        default=None,
-    )
-    shown = next((found for found in best.found if found.result["test"]), None) if best else None
+    tested = {row.cell.name: found for row in rows for found in row.found[:1] if found.result["test"]}
+    shown = {name: tested[name] for name in study.shown or _best(rows) if name in tested}
     return TEMPLATES.get_template("page.html.jinja").render(
         study=study,
         note=SCALES[scale].note,
@@ -43,14 +40,17 @@ def page(findings: Findings, *, scale: str) -> str:
         head=head,
         lines=lines,
         sentences=table.sentences(findings),
-        curves=_curves(rows),
-        best=best and best.cell.name,
-        confusion=_markup(shown and _confusion(shown)),
-        mistakes=_mistakes(shown) if shown else [],
-        differences=study.protocol,
-        machine=_machine(shown.result if shown else next((f.result for row in rows for f in row.found), None)),
-        measure=measure(study.measures[0]).title,
+        curves=_curves(rows, study.smooth),
+        shown=[(name, _markup(_confusion(found)), _mistakes(found)) for name, found in shown.items()],
+        transfer=_with_and_without(study, tested),
+        machine=_machine(next((found.result for row in rows for found in row.found), None)),
     )
+
+
+def _best(rows: Sequence[Row]) -> list[str]:
+    """The row with the highest test accuracy."""
+    accuracy = {row.cell.name: row.mean("test") or 0.0 for row in rows if row.tested}
+    return [max(accuracy, key=lambda name: accuracy[name])] if accuracy else []
 
 
 def _markup(text: str | None) -> Markup | None:
@@ -58,12 +58,13 @@ def _markup(text: str | None) -> Markup | None:
     return None if text is None else Markup(text)
 
 
-def _curves(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
+def _curves(rows: Sequence[Row], smooth: int) -> list[tuple[str, Markup]]:
     """A picture for every cell in which something was searched, and one for all others together."""
     single = [(row.cell.name, history) for row in rows if len(row.tried) == 1 for _, history in row.tried]
-    found = [("All rows" if len(single) == len(rows) else "Rows without a search", figures.curves_picture(single))]
-    found += [(row.cell.name, figures.curves_picture(row.tried)) for row in rows if len(row.tried) > 1]
-    return [(title, Markup(picture)) for title, picture in found if picture]
+    shown = [("All rows" if len(single) == len(rows) else "Rows without a search", single)]
+    shown += [(row.cell.name, list(row.tried)) for row in rows if len(row.tried) > 1]
+    pictures = ((title, figures.curves_picture(tried, smooth=smooth)) for title, tried in shown)
+    return [(title, Markup(picture)) for title, picture in pictures if picture]
 
 
 def _confusion(found: Found) -> str | None:
@@ -81,37 +82,74 @@ def _confusion(found: Found) -> str | None:
 
 def _mistakes(found: Found) -> list[dict[str, Any]]:
     """The most confident wrong answers of a run's test, with the picture, its label and the first three answers."""
-    classes, data = found.result["classes"], found.result["config"]["data"]
-    names, labels, logits = found.predictions("test")
-    answers = predictions(logits)
-    if logits.shape[1] == 1:
-        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    shares = softmax(logits.astype(np.float64), axis=1)
-    wrong = np.flatnonzero(answers != labels)
+    names, labels, shares = _answers(found)
+    wrong = np.flatnonzero(~_right(labels, shares))
     wrong = wrong[np.argsort(-shares[wrong].max(1), kind="stable")][:MISTAKES]
-    pictures = _thumbnails(data, found.result["config"]["seed"], [str(names[i]) for i in wrong])
-    called = dict(enumerate(classes))
+    pictures = _thumbnails(found, names[wrong])
+    classes = found.result["classes"]
     return [
         {
             "picture": pictures.get(str(names[i])),
             "name": str(names[i]),
             "label": classes[labels[i]],
-            "answers": [
-                f"{called.get(int(c), f'output {c}')} {100 * shares[i, c]:.1f}%" for c in np.argsort(-shares[i])[:3]
-            ],
+            "words": "taken for " + _first(classes, shares[i], 3),
         }
         for i in wrong
     ]
 
 
-def _thumbnails(data: Mapping[str, Any], seed: int, names: Sequence[str]) -> dict[str, str]:
+def _with_and_without(study: Study, tested: Mapping[str, Found]) -> dict[str, Any] | None:
+    """Test images of which two networks, with pretrained weights and without, got one right and one wrong."""
+    pair = next((pair for pair in study.transfers if tested.keys() >= set(pair)), None)
+    if pair is None:
+        return None
+    (names, labels, ours), (others, _, theirs) = (_answers(tested[name]) for name in pair)
+    if not np.array_equal(names, others):
+        return None
+    apart = np.flatnonzero(_right(labels, ours) != _right(labels, theirs))
+    apart = apart[np.argsort(-(ours[apart].max(1) + theirs[apart].max(1)), kind="stable")][:MISTAKES]
+    pictures, classes = _thumbnails(tested[pair[0]], names[apart]), tested[pair[0]].result["classes"]
+    return {
+        "pair": pair,
+        "pictures": [
+            {
+                "picture": pictures.get(str(names[i])),
+                "name": str(names[i]),
+                "label": classes[labels[i]],
+                "words": f"with: {_first(classes, ours[i], 1)}; without: {_first(classes, theirs[i], 1)}",
+            }
+            for i in apart
+        ],
+    }
+
+
+def _answers(found: Found) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Names, labels and probabilities `[N, classes]` of the test images; a single logit is that of the second class."""
+    names, labels, logits = found.predictions("test")
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    return names, labels, softmax(logits.astype(np.float64), axis=1)
+
+
+def _right(labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    return shares.argmax(1) == labels
+
+
+def _first(classes: Sequence[str], shares: np.ndarray, count: int) -> str:
+    """The first answers with their probabilities; a head may have more outputs than there are classes."""
+    called = dict(enumerate(classes))
+    return ", ".join(f"{called.get(int(c), f'output {c}')} {100 * shares[c]:.1f}%" for c in np.argsort(-shares)[:count])
+
+
+def _thumbnails(found: Found, names: Iterable[str]) -> dict[str, str]:
     """Pictures by name, as `data:` addresses; those that cannot be read any more are left out."""
+    data, seed = found.result["config"]["data"], found.result["config"]["seed"]
     try:
         source = open_source(data["source"], label=data["label"], tfds_dir=data["tfds_dir"], seed=seed)
     except UserError:
         return {}
-    place, found = {name: i for i, name in enumerate(source.names)}, {}
-    for name in names:
+    place, pictures = {name: i for i, name in enumerate(source.names)}, {}
+    for name in map(str, names):
         if name in place:
             try:
                 picture = decode(source.read(place[name]), short_side=THUMBNAIL)
@@ -119,8 +157,8 @@ def _thumbnails(data: Mapping[str, Any], seed: int, names: Sequence[str]) -> dic
                 continue
             file = io.BytesIO()
             Image.fromarray(picture).save(file, "JPEG", quality=80)
-            found[name] = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-    return found
+            pictures[name] = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return pictures
 
 
 def _machine(result: Mapping[str, Any] | None) -> str:

@@ -32,11 +32,13 @@ class Measure:
       title: its head.
       share: whether it is a share, shown in percent.
       value: of one run's result; None where it has none.
+      chosen: whether it is something that was chosen, which has no mean over seeds.
     """
 
     title: str
     share: bool
     value: Callable[[Result], float | None]
+    chosen: bool = False
 
 
 def measure(name: str) -> Measure:
@@ -54,8 +56,8 @@ def measure(name: str) -> Measure:
         "best by test": Measure(
             "best test accuracy among epochs (chosen by looking)", True, lambda r: r["best_by_test"]["accuracy"]
         ),
-        "epoch": Measure("epoch", False, lambda r: r["validation"] and r["validation"]["best_epoch"]),
-        "lr": Measure("learning rate", False, lambda r: r["config"]["optimizer"]["lr"]),
+        "epoch": Measure("epoch", False, lambda r: r["validation"] and r["validation"]["best_epoch"], chosen=True),
+        "lr": Measure("learning rate", False, lambda r: r["config"]["optimizer"]["lr"], chosen=True),
         "seconds": Measure(
             "seconds per epoch", False, lambda r: numbers.median(e["seconds"] for e in r["train"]["epochs"])
         ),
@@ -266,6 +268,23 @@ def judge(claim: Claim, found: Findings) -> str:
     if not values:
         return "held in order; not tested against noise, for want of the same images' answers"
     return "held" if len(clear) == len(others) else f"held in order, beyond noise against {len(clear)} of {len(others)}"
+
+
+def transfer_words(found: Findings) -> list[str]:
+    """For each pair of rows with and without pretrained weights, what these gave; negative transfer by its name."""
+    by_name = {row.cell.name: row for row in found.rows}
+    split = "test" if any(row.counts("test") for row in found.rows) else "val"
+    values, told = found.compare(split, found.study.transfers), []
+    for pair in found.study.transfers:
+        ours, others = (by_name[name].mean(SPLITS[split]) for name in pair)
+        if ours is None or others is None:
+            continue
+        p = values.get(pair)
+        clear = p is not None and p < statistics.LEVEL
+        meaning = ("transfer helps" if ours > others else "negative transfer") if clear else "not larger than noise"
+        points = f"{100 * (ours - others):+.2f} points of {SPLITS[split]} accuracy over {pair[1]}"
+        told.append(f"{pair[0]}: {points}" + (f" (p {p_words(p)})" if p is not None else "") + f": {meaning}.")
+    return told
 
 
 def p_words(p: float) -> str:

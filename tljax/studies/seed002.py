@@ -1,8 +1,9 @@
 """Report 002, "Fine-Tuning and Transfer Learning" (DLE homework 3): ResNet-18 on PACS cartoon."""
 
+import dataclasses
 from typing import Any
 
-from tljax.studies.study import Cell, Claim, Study
+from tljax.studies.study import Cell, Claim, Look, Study
 
 RATES = (0.03, 0.01, 0.003, 0.001, 0.0001)
 OPTIMIZERS = ("sgd", "adam")
@@ -187,9 +188,53 @@ def _table_8() -> Study:
     )
 
 
+SAMOYED = Look(
+    name="002-table1",
+    report="002",
+    item="Table I and Figures 2 to 4",
+    title="one picture in the pretrained SqueezeNet: classes, filters, feature maps",
+    model="squeezenet1_0",
+    data="samoyed",
+    published={
+        "Samoyed": "95.04 %", "Malamute": "0.84 %", "Pomeranian": "0.74 %", "Collie": "0.56 %",
+        "West Highland white terrier": "0.46 %",
+    },
+    needs=("a picture of a dog, the report's a Samoyed (samoyed)", "ImageNet weights of SqueezeNet 1.0"),
+    protocol=("the report's picture cannot be had: the probabilities of another one are not comparable",),
+)  # fmt: skip
+PARTS = ("3", "4", "6", "7")  # the tables of the report's parts that show mistakes
+
+
+def _mistakes() -> Study:
+    """The mistakes of the tables' networks; its runs are theirs."""
+    cells = tuple(
+        dataclasses.replace(
+            cell, name=f"{study.title}, {cell.name}", settings={**study.base, **cell.settings}, published={}
+        )
+        for study in map(_table, PARTS)
+        for cell in study.cells[: len(OPTIMIZERS)]
+    )
+    return Study(
+        name="002-fig28",
+        report="002",
+        item="Figure 28",
+        title="misclassified images with label and the first three answers",
+        base=BASE,
+        cells=cells,
+        needs=NEEDS,
+        measures=("test", "validation", "epoch", "lr"),
+        shown=tuple(cell.name for cell in cells),
+        differences=(
+            *DIFFERENCES,
+            "nine images without numbers of their own; its runs are those of the tables",
+        ),
+    )
+
+
 STUDIES = (
     *(_table(table) for table in TABLES),
     _table_8(),
+    _mistakes(),
     Study(
         name="002-optimizers",
         report="002",

@@ -92,6 +92,7 @@ STUDIES = (
         measures=("validation",),
         differences=DIFFERENCES,
         seeds=1,
+        transfers=tuple((cell.name, SCRATCH) for cell in TRANSFERRED),
         claims=(
             Claim(
                 "the best performing models re-initialise the last two convolutions and the output",
@@ -114,6 +115,7 @@ STUDIES = (
         ),
         needs=("Stanford Dogs (stanford-dogs)", "cats vs dogs (cats-vs-dogs)"),
         measures=("validation@1", "validation"),
+        smooth=5,
         differences=DIFFERENCES,
         seeds=1,
         claims=tuple(

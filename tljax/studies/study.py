@@ -1,6 +1,7 @@
 """What a study is: one table or figure of a report, as data."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,12 @@ class Cell:
     search: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
     differences: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        settings = {**self.settings, **{name: f"one of {values}" for name, values in self.search.items()}}
+        told = ", ".join(f"{name}={value}" for name, value in settings.items())
+        published = ", ".join(f"{name} {text}" for name, text in self.published.items())
+        return f"{self.name}: {told or 'as above'}" + (f"; published: {published}" if published else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +76,9 @@ class Study:
       test_size: how many images the published accuracies are of; None where they do not say.
       differences: where all rows leave the report's protocol, or fill a gap in it.
       seeds: how many are run unless the command says otherwise.
+      transfers: pairs of cells, with pretrained weights and without, that are alike in all else.
+      shown: the cells whose mistakes the page shows; the best one's if empty.
+      smooth: over how many epochs the curves are moving means.
     """
 
     name: str
@@ -83,11 +93,15 @@ class Study:
     test_size: int | None = None
     differences: tuple[str, ...] = ()
     seeds: int = 3
+    transfers: tuple[tuple[str, str], ...] = ()
+    shown: tuple[str, ...] = ()
+    smooth: int = 1
 
     def __post_init__(self):
         names = [cell.name for cell in self.cells]
         assert len(set(names)) == len(names), f"{self.name} has a cell twice"
-        assert {c.better for c in self.claims} | {n for c in self.claims for n in c.than} <= set(names), self.name
+        named = {name for claim in self.claims for name in (claim.better, *claim.than)}
+        assert named | set(itertools.chain(self.shown, *self.transfers)) <= set(names), self.name
 
     @property
     def protocol(self) -> tuple[str, ...]:
@@ -125,7 +139,40 @@ class Study:
             for claim in self.claims
             if claim.better in left
         )
-        return dataclasses.replace(self, cells=cells, claims=tuple(claim for claim in claims if claim.than))
+        return dataclasses.replace(
+            self,
+            cells=cells,
+            claims=tuple(claim for claim in claims if claim.than),
+            transfers=tuple(pair for pair in self.transfers if left.issuperset(pair)),
+            shown=tuple(name for name in self.shown if name in left),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """A table and figures about one picture in a network of ImageNet's thousand classes.
+
+    Attributes:
+      name: on the command line.
+      report: number of the report.
+      item: its table and figures.
+      title: what is shown.
+      model: a key of `tljax.models.MODELS`.
+      data: what its picture is called in `--data NAME=FILE`.
+      published: the first classes and their probabilities, as printed.
+      needs: picture and weights, in words.
+      protocol: where ours differs.
+    """
+
+    name: str
+    report: str
+    item: str
+    title: str
+    model: str
+    data: str
+    published: Mapping[str, str]
+    needs: tuple[str, ...]
+    protocol: tuple[str, ...] = ()
 
 
 def number(text: str) -> float:

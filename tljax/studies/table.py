@@ -70,10 +70,12 @@ def published_words(study: Study, row: Row, name: str) -> str:
 
 
 def own_words(row: Row, name: str) -> str:
-    """The mean over seeds, and how many of them there are."""
+    """The mean over seeds, and how many of them there are; of what was chosen, each seed's."""
     values = row.values(name)
     if not values:
         return "failed" if row.failed else "not run"
+    if measure(name).chosen:
+        return ", ".join(f"{value:g}" for value in values)
     mean = sum(values) / len(values)
     told = percent(mean) if measure(name).share else f"{mean:.4g}"
     return told + (f" ({len(values)} seeds)" if len(values) > 1 and name == "test" else "")
@@ -113,6 +115,7 @@ def sentences(found: Findings) -> list[str]:
         size = f"published, on the {study.test_size:,} test images that the report's percentages or its text imply"
         told.append(results.verdict(theirs, accuracy, size[:1].upper() + size[1:]))
     told += [f'The report: "{claim.text}". Here: {results.judge(claim, found)}.' for claim in study.claims]
+    told += results.transfer_words(found)
     missing = sum(row.missing for row in rows)
     if missing:
         reasons = {reason for row in rows for reason in row.failed}

@@ -1,0 +1,60 @@
+"""Pictures of what is inside a network: the filters of its first layer, and what a layer makes of an image."""
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def filters_picture(kernel: np.ndarray) -> bytes:
+    """The filters of a first layer as colour pictures, a PNG.
+
+    All share one scale: grey is zero, black and full colour the largest weight of all, so strong filters look strong.
+
+    Args:
+      kernel: `[H, W, 3, filters]`.
+    """
+    count = kernel.shape[-1]
+    columns = int(np.ceil(np.sqrt(1.5 * count)))
+    rows = -(-count // columns)
+    largest = np.abs(kernel).max() or 1.0
+    figure = Figure(figsize=(0.62 * columns, 0.62 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for ax in axes:
+        ax.axis("off")
+    for ax, one in zip(axes, np.moveaxis(kernel, -1, 0), strict=False):
+        ax.imshow(0.5 + one / (2 * largest), vmin=0, vmax=1, interpolation="nearest")
+    figure.suptitle(f"{count} filters of {kernel.shape[0]} x {kernel.shape[1]}; grey is 0, full scale {largest:.3g}",
+                    fontsize=9)  # fmt: skip
+    return _png(figure)
+
+
+def maps_picture(maps: np.ndarray, *, signed: bool) -> bytes:
+    """Channels of a layer's output over one image, with the scale that they share, a PNG.
+
+    Args:
+      maps: `[h, w, channels]`.
+      signed: whether they have a sign: zero is then the middle of the scale.
+    """
+    count = maps.shape[-1]
+    columns = int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    largest = float(np.abs(maps).max()) or 1.0
+    figure = Figure(figsize=(1.55 * columns + 0.8, 1.62 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    shown = None
+    for i, ax in enumerate(axes.reshape(-1)):
+        ax.axis("off")
+        if i < count:
+            low, colours = (-largest, "RdBu_r") if signed else (0.0, "magma")
+            shown = ax.imshow(maps[..., i], vmin=low, vmax=largest, cmap=colours, interpolation="nearest")
+            ax.set_title(str(i), fontsize=8, pad=2)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, shrink=0.7, label="output")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
