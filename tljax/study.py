@@ -127,6 +127,7 @@ def asked(args: argparse.Namespace, study: Study) -> Asked:
     from tljax.studies.jobs import make_jobs, make_runs
     from tljax.studies.scales import SCALES
 
+    scale = SCALES[args.scale]
     values = {name: value_of(text) for name, text in pairs("--search", args.search).items()}
     search = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
     study = study.narrowed(args.row, search)
@@ -140,7 +141,9 @@ def asked(args: argparse.Namespace, study: Study) -> Asked:
     told += [f"{name} one of {', '.join(map(str, tried))}" for name, tried in search.items()]
     by_hand = tuple(f"{text}, set by hand" for text in told) + (("only some of the rows",) if args.row else ())
     study = dataclasses.replace(study, differences=(*study.differences, *by_hand))
-    return Asked(study, runs, make_jobs(runs, in_one=SCALES[args.scale].in_one), args.folder / args.scale / "runs")
+    return Asked(
+        study, runs, make_jobs(runs, in_one=scale.in_one, alike=scale.alike), args.folder / args.scale / "runs"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,6 +31,16 @@ def test_runs_that_share_a_frozen_trunk_are_one_population():
     assert {key for job in jobs for key in job.members} == {run.key for run in runs}
 
 
+def test_one_of_each_program_stands_for_its_rates():
+    rates = Cell("all", {"transfer.train": "all"}, search={"optimizer.lr": (1e-2, 1e-3)})
+    head = Cell("head", search={"optimizer.lr": (1e-2, 1e-3)})
+    runs = runs_of(study(rates, head), seeds=2)
+    jobs = make_jobs(runs, alike=("optimizer.lr", "seed"))
+    assert [len(job.members) for job in jobs] == [4, 2, 2]  # all rates and seeds; a population of heads per seed
+    assert {jobs[0].folder_of(run.key) for run in runs if run.cell == "all"} == {jobs[0].key}
+    assert {key for job in jobs for key in job.members} == {run.key for run in runs}
+
+
 def test_members_stand_in_the_populations_order():
     from tljax.transfer.population import members_of
 

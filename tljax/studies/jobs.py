@@ -5,7 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Job:
 
     Attributes:
       fields: the config of a single run, or of a population.
-      members: the keys of its runs, in the population's order.
+      members: the keys of its runs, in the population's order; of a single run its own, and those it stands for.
     """
 
     fields: Fields
@@ -163,7 +163,7 @@ def _whole(given: Mapping[str, Any]) -> Fields:
     )
 
 
-def make_jobs(runs: Sequence[Run], *, in_one: bool = False) -> list[Job]:
+def make_jobs(runs: Sequence[Run], *, in_one: bool = False, alike: Collection[str] = ()) -> list[Job]:
     """Groups runs into jobs; those that others start from come first.
 
     Runs that differ in nothing but what members of a population may differ in become one where that saves work: where
@@ -172,6 +172,7 @@ def make_jobs(runs: Sequence[Run], *, in_one: bool = False) -> list[Job]:
     Args:
       runs: of one study or several; equal ones are computed once.
       in_one: group them also where they share nothing.
+      alike: of single runs that differ in these fields alone, the first is computed and stands for all.
     """
     wanted: dict[str, Run] = {}
     for run in runs:
@@ -185,7 +186,17 @@ def make_jobs(runs: Sequence[Run], *, in_one: bool = False) -> list[Job]:
         alone = run.key in firsts or run.fields["transfer.phases"] or not (in_one or shares(run.fields))
         rest = {name: value for name, value in run.fields.items() if name not in AXES.values()}
         groups.setdefault(run.key if alone else key_of(rest), []).append(run)
-    return [job for group in groups.values() for job in _jobs_of(group)]
+    jobs = [job for group in groups.values() for job in _jobs_of(group)]
+    return _one_of_each(jobs, alike) if alike else jobs
+
+
+def _one_of_each(jobs: Sequence[Job], alike: Collection[str]) -> list[Job]:
+    kept: dict[str, Job] = {}
+    for job in jobs:
+        kind = job.key if job.population else key_of({k: v for k, v in job.fields.items() if k not in alike})
+        first = kept.get(kind)
+        kept[kind] = job if first is None else dataclasses.replace(first, members=(*first.members, *job.members))
+    return list(kept.values())
 
 
 def _jobs_of(runs: list[Run]) -> list[Job]:

@@ -22,11 +22,14 @@ class Scale:
       note: what every page and table says about it; empty for results that count.
       change: the fields of a run as published -> those of this size, and of a run that has to come before it, if any.
       in_one: populations are formed wherever they are exact, not only where they are faster.
+      alike: fields whose values change the numbers and not the program; of single runs that differ in nothing else one
+        stands for all.
     """
 
     note: str
     change: Callable[[Fields], tuple[Fields, Fields | None]]
     in_one: bool = False
+    alike: tuple[str, ...] = ()
 
 
 def as_published(given: Fields) -> tuple[Fields, None]:
@@ -92,6 +95,8 @@ SCALES = {
         in_one=True,
     ),
     "onestep": Scale(
-        "ONE STEP: each program of full size ran once, on procedural pictures. Nothing here is a result.", one_step
+        "ONE STEP: each program of full size ran once, on procedural pictures. Nothing here is a result.",
+        one_step,
+        alike=("optimizer.lr", "seed"),
     ),
 }
