@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tljax.data.pixels import Pixels
+from configs import common
+from tljax.data.load import open_data
+from tljax.data.pixels import Pixels, decode_all
 from tljax.data.statistics import combine, mean_and_std
 
 
@@ -41,3 +43,22 @@ def test_what_could_not_be_read_does_not_count():
     mean, std = mean_and_std(held([None, picture]), np.array([0, 1]))
     np.testing.assert_allclose(mean, 0.2)
     np.testing.assert_allclose(std, 0, atol=1e-12)
+
+
+@pytest.mark.real_data
+def test_cartoons_as_the_third_report_has_them(shared):
+    """Its arithmetic of images (2,108 and 236; swapped), and its formula (2), of which ours may differ by the cut."""
+    config = common.get_config().data
+    config.source, config.val = f"folder:{shared / 'data/pacs_cartoon'}", 0.2
+    sizes = {}
+    for split in ("holdout:10", "holdout:10:swapped"):
+        config.split = split
+        source, splits = open_data(config, seed=0)
+        sizes[split] = [len(splits[name]) for name in ("train", "val", "test")]
+        pixels = decode_all(source, splits["train"], short_side=256)
+        mean, std = mean_and_std(pixels, splits["train"])
+        np.testing.assert_allclose(mean, [0.8116, 0.7858, 0.7380], atol=0.01)
+        np.testing.assert_allclose(std, [0.2730, 0.2863, 0.3374], atol=0.01)
+    full, few = sizes.values()
+    assert (full[0] + full[1], full[2]) == (2108, 236) == (few[2], few[0] + few[1])
+    assert few[0] == pytest.approx(187, abs=5)  # by class, each share is rounded
