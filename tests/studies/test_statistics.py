@@ -62,6 +62,15 @@ def test_mcnemar_is_right_about_noise():
     assert sum(found) <= 12
 
 
+def test_over_seeds_is_students_paired_test():
+    first, second = {0: 0.8, 1: 0.84, 2: 0.9}, {2: 0.85, 1: 0.83, 0: 0.78, 3: 0.1}
+    expected = stats.ttest_rel([0.8, 0.84, 0.9], [0.78, 0.83, 0.85]).pvalue
+    assert statistics.paired_over_seeds(first, second) == pytest.approx(expected)
+    assert statistics.paired_over_seeds(first, {0: 0.7}) is None
+    assert statistics.paired_over_seeds(first, first) == 1.0
+    assert statistics.paired_over_seeds({0: 0.5, 1: 0.5}, {0: 0.4, 1: 0.4}) == 0.0
+
+
 def test_holm_by_hand():
     values = {("a", "b"): 0.01, ("a", "c"): 0.04, ("b", "c"): 0.03}
     assert statistics.holm(values) == pytest.approx({("a", "b"): 0.03, ("a", "c"): 0.06, ("b", "c"): 0.06})

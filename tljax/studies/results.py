@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import statistics as numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from tljax.losses import predictions, wilson_interval
 from tljax.studies import statistics
 from tljax.studies.jobs import Job, Run
 from tljax.studies.runner import failure
-from tljax.studies.study import Cell, Claim, Study, number
+from tljax.studies.study import Cell, Study
 from tljax.workdir import read_result
 
 Result = dict[str, Any]
@@ -153,6 +153,17 @@ class Findings:
         names = [row.cell.name for row in self.rows]
         return self.compare("test", tuple(itertools.combinations(names, 2)))
 
+    def over_seeds(self, a: str, b: str, name: str) -> float | None:
+        """The p-value that two rows are equally good over seeds, in a measure; None where they share fewer than two."""
+        first, second = (
+            {one.run.seed: value for one in row.found if (value := measure(name).value(one.result)) is not None}
+            for row in (self.row(a), self.row(b))
+        )
+        return statistics.paired_over_seeds(first, second)
+
+    def row(self, name: str) -> Row:
+        return next(row for row in self.rows if row.cell.name == name)
+
     def compare(self, split: str, pairs: Iterable[tuple[str, str]]) -> "PValues":
         """P-values of pairs of rows that answered the same images of a split, corrected for their number (Holm)."""
         values, right = {}, {row.cell.name: row.right(split) for row in self.rows}
@@ -205,87 +216,3 @@ def _validated(found: Found) -> float:
     if validation is not None:
         return validation["accuracy"]
     return found.result["best_by_test"]["accuracy"] if "best_by_test" in found.result else 0.0
-
-
-def compare_published(study: Study) -> dict[tuple[str, str], float]:
-    """P-values of all pairs of published rows, corrected; empty where their test set is unknown."""
-    name, size = study.measures[0], study.test_size
-    if size is None:
-        return {}
-    correct = {c.name: round(number(c.published[name]) * size) for c in study.cells if name in c.published}
-    return statistics.holm(
-        {
-            (a, b): statistics.two_proportions(correct[a], size, correct[b], size)
-            for a, b in itertools.combinations(correct, 2)
-        }
-    )
-
-
-def against_published(study: Study, row: Row) -> float | None:
-    """The p-value that our row and the published one are equally good; None where one of them is not known."""
-    name = study.measures[0]
-    text, counts = row.cell.published.get(name), row.counts(name)
-    if text is None or study.test_size is None or counts is None:
-        return None
-    correct, seen = counts
-    return statistics.two_proportions(round(correct), seen, round(number(text) * study.test_size), study.test_size)
-
-
-def verdict(values: Mapping[tuple[str, str], float], accuracy: Mapping[str, float], whose: str) -> str:
-    """One sentence: which of the differences between rows are larger than noise."""
-    if not values:
-        return f"{whose}: nothing to compare."
-    larger = [
-        f"{better} over {worse} (p {p_words(p)})"
-        for (a, b), p in sorted(values.items(), key=lambda item: item[1])
-        if p < statistics.LEVEL
-        for better, worse in [(a, b) if accuracy[a] > accuracy[b] else (b, a)]
-    ]
-    total = f"{len(values)} pair{'s' if len(values) > 1 else ''} of rows"
-    if not larger:
-        return f"{whose}: none of the differences between {total} is larger than noise."
-    shown = "; ".join(larger[:6]) + (f"; and {len(larger) - 6} more" if len(larger) > 6 else "")
-    return f"{whose}: of {total}, {len(larger)} differ by more than noise: {shown}."
-
-
-def judge(claim: Claim, found: Findings) -> str:
-    """Whether what a report says held here."""
-    by_name = {row.cell.name: row for row in found.rows}
-    ours, others = (
-        by_name[claim.better].mean(claim.measure), [by_name[name].mean(claim.measure) for name in claim.than]
-    )  # fmt: skip
-    if ours is None or None in others:
-        return "not run yet"
-    pairs = [(claim.better, name) for name in claim.than]
-    split = {"test": "test", "best by test": "test", "validation": "val"}.get(claim.measure)
-    values = found.compare(split, pairs) if split else {}
-    clear = [pair for pair in pairs if values.get(pair, 1.0) < statistics.LEVEL]
-    if claim.alike:
-        return "did not hold: they differ by more than noise" if clear else "held: no difference larger than noise"
-    beaten = sum(ours > other for other in others if other is not None)
-    if beaten < len(others):
-        return f"did not hold: better than {beaten} of {len(others)}"
-    if not values:
-        return "held in order; not tested against noise, for want of the same images' answers"
-    return "held" if len(clear) == len(others) else f"held in order, beyond noise against {len(clear)} of {len(others)}"
-
-
-def transfer_words(found: Findings) -> list[str]:
-    """For each pair of rows with and without pretrained weights, what these gave; negative transfer by its name."""
-    by_name = {row.cell.name: row for row in found.rows}
-    split = "test" if any(row.counts("test") for row in found.rows) else "val"
-    values, told = found.compare(split, found.study.transfers), []
-    for pair in found.study.transfers:
-        ours, others = (by_name[name].mean(SPLITS[split]) for name in pair)
-        if ours is None or others is None:
-            continue
-        p = values.get(pair)
-        clear = p is not None and p < statistics.LEVEL
-        meaning = ("transfer helps" if ours > others else "negative transfer") if clear else "not larger than noise"
-        points = f"{100 * (ours - others):+.2f} points of {SPLITS[split]} accuracy over {pair[1]}"
-        told.append(f"{pair[0]}: {points}" + (f" (p {p_words(p)})" if p is not None else "") + f": {meaning}.")
-    return told
-
-
-def p_words(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

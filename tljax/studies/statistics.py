@@ -45,6 +45,26 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return float(min(chances[extreme].sum(), 1.0))
 
 
+def paired_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
+    """The p-value that two rows are equally good over seeds (Student's paired t-test, two-sided).
+
+    Args:
+      first: a row's accuracy by seed.
+      second: another's.
+
+    Returns:
+      None where fewer than two seeds are common.
+    """
+    common = sorted(first.keys() & second.keys())
+    if len(common) < 2:
+        return None
+    difference = np.array([first[seed] - second[seed] for seed in common])
+    if np.ptp(difference) < 1e-12:  # all alike: there is no noise of seeds
+        return 0.0 if abs(difference[0]) > 1e-12 else 1.0
+    found: Any = stats.ttest_1samp(difference, 0.0)
+    return float(found.pvalue)
+
+
 def two_proportions(correct: int, seen: int, other_correct: int, other_seen: int) -> float:
     """The p-value that two rows on different images are equally good (Fisher's exact test, two-sided)."""
     table = [[correct, seen - correct], [other_correct, other_seen - other_correct]]

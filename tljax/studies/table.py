@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tljax.losses import wilson_interval
-from tljax.studies import results
+from tljax.studies import statistics, verdicts
 from tljax.studies.results import Findings, Row, measure
 from tljax.studies.scales import SCALES
 from tljax.studies.study import Study, number
@@ -38,13 +38,13 @@ def grid(found: Findings) -> tuple[list[str], list[list[str]]]:
     for row in rows:
         line = [row.cell.name, *(published_words(study, row, name) for name in published)]
         line += [own_words(row, name) for name in study.measures]
-        p = results.against_published(study, row)
+        p = verdicts.against_published(study, row)
         line += [
             seeds_words(row, study.measures[0]),
             images_words(row, study.measures[0]),
             difference_words(study, row),
         ]
-        lines.append([*line, "" if p is None else results.p_words(p)])
+        lines.append([*line, "" if p is None else verdicts.p_words(p)])
     return head, lines
 
 
@@ -82,7 +82,7 @@ def own_words(row: Row, name: str) -> str:
 
 
 def seeds_words(row: Row, name: str) -> str:
-    found = results.statistics.mean_interval(row.values(name), share=measure(name).share)
+    found = statistics.mean_interval(row.values(name), share=measure(name).share)
     return "" if found is None else span(found) if measure(name).share else f"{found[0]:.4g} to {found[1]:.4g}"
 
 
@@ -105,17 +105,11 @@ def difference_words(study: Study, row: Row) -> str:
 
 def sentences(found: Findings) -> list[str]:
     """What the table shows and what it does not, in words."""
-    study, rows, paired, told = found.study, found.rows, found.paired, []
-    means = {row.cell.name: mean for row in rows if (mean := row.mean("test")) is not None}
-    told.append(results.verdict({pair: p for pair, p in paired.items() if set(pair) <= means.keys()}, means, "Ours"))
-    theirs = results.compare_published(study)
-    if theirs:
-        name = study.measures[0]
-        accuracy = {c.name: number(c.published[name]) for c in study.cells if name in c.published}
-        size = f"published, on the {study.test_size:,} test images that the report's percentages or its text imply"
-        told.append(results.verdict(theirs, accuracy, size[:1].upper() + size[1:]))
-    told += [f'The report: "{claim.text}". Here: {results.judge(claim, found)}.' for claim in study.claims]
-    told += results.transfer_words(found)
+    study, rows, told = found.study, found.rows, [verdicts.verdict(found)]
+    if theirs := verdicts.verdict_of_published(study):
+        told.append(theirs)
+    told += [f'The report: "{claim.text}". Here: {verdicts.judge(claim, found)}.' for claim in study.claims]
+    told += verdicts.transfer_words(found)
     missing = sum(row.missing for row in rows)
     if missing:
         reasons = {reason for row in rows for reason in row.failed}
