@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tljax.command_line import OneLineParser, exit_status
 from tljax.errors import UserError
-from tljax.machine import tune_cpu
+from tljax.machine import compile_quickly, tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
 from tljax.studies.study import Look, Study
 
@@ -148,12 +148,13 @@ def asked(args: argparse.Namespace, study: Study) -> Asked:
 
 def run(args: argparse.Namespace) -> int:
     """Runs what is not done, then writes the tables; 1 if a run failed."""
-    tune_cpu()
+    tiny = args.scale == "tiny"
+    compile_quickly() if tiny else tune_cpu()
     from tljax.report.console import make_console
     from tljax.studies.cluster import run_on_ray
     from tljax.studies.runner import run_jobs
 
-    keep_compilations(small=args.scale == "tiny")
+    keep_compilations(small=tiny)
     console, failed = make_console(), 0
     for wanted in [asked(args, study) if isinstance(study, Study) else study for study in chosen(args.name)]:
         if not isinstance(wanted, Asked):
