@@ -207,7 +207,11 @@ def collect(study: Study, runs: Sequence[Run], jobs: Sequence[Job], folder: Path
 
 
 def _searched(run: Run) -> str:
-    return ", ".join(f"{name.rpartition('.')[2]} {value:g}" for name, value in run.searched.items()) or run.cell
+    told = (
+        f"{name.rpartition('.')[2]} {value if isinstance(value, str) else format(value, 'g')}"
+        for name, value in run.searched.items()
+    )
+    return ", ".join(told) or run.cell
 
 
 def _validated(found: Found) -> float:
