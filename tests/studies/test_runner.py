@@ -4,10 +4,8 @@ import dataclasses
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -167,21 +165,6 @@ from tests.studies.test_runner import QUIET, SMALL, planned
 from tljax.studies.runner import run_jobs
 print(json.dumps(run_jobs(planned(SMALL)[1], Path(sys.argv[1]), QUIET).done))
 """
-
-
-@pytest.mark.slow
-def test_killed_at_random_it_ends_with_the_same_table(tmp_path):
-    """SIGKILL at two moments, then the same command to its end; beside it a run that was left alone."""
-    command_line = [sys.executable, "-m", "tljax.study", "run", "000-batchnorm", "--scale", "tiny", "--seeds", "1"]
-    for name, kills in (("killed", (9, 13)), ("alone", ())):
-        for seconds in kills:
-            process = subprocess.Popen([*command_line, "--folder", str(tmp_path / name)], cwd=ROOT)
-            time.sleep(seconds)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        subprocess.run([*command_line, "--folder", str(tmp_path / name)], cwd=ROOT, check=True)
-    tables = [(tmp_path / name / "tiny/000-batchnorm/table.md").read_text() for name in ("killed", "alone")]
-    assert tables[0] == tables[1]
 
 
 def test_commands(tmp_path, capsys, monkeypatch):
