@@ -49,7 +49,7 @@ def rows_picture(study: Study, rows: Sequence[Row]) -> str | None:
                 _bar(ax, y - 0.14, theirs, ends, THEIRS, "D", "published")
         ax.set_yticks(range(len(shown)), [plain(row.cell.name) for row in reversed(shown)])
         ax.set_ylim(-0.6, len(shown) - 0.4)
-        ax.set_xlabel(f"{measure(name).title} (%), 95% intervals")
+        ax.set_xlabel(f"{measure(name).title} (%)\n95% intervals")
         ax.grid(axis="x", color=INK, alpha=0.12)
         handles, labels = ax.get_legend_handles_labels()
         by_label = dict(zip(labels, handles, strict=True))

@@ -45,7 +45,8 @@ def grid(found: Findings) -> tuple[list[str], list[list[str]]]:
             difference_words(study, row),
         ]
         lines.append([*line, "" if p is None else verdicts.p_words(p)])
-    return head, lines
+    filled = [i for i, column in enumerate(zip(*lines, strict=True)) if any(column)]
+    return [head[i] for i in filled], [[line[i] for i in filled] for line in lines]
 
 
 def cells(words: Sequence[str]) -> str:
@@ -73,7 +74,7 @@ def own_words(row: Row, name: str) -> str:
     """The mean over seeds, and how many of them there are; of what was chosen, each seed's."""
     values = row.values(name)
     if not values:
-        return "failed" if row.failed else "not run"
+        return "-" if row.found else "failed" if row.failed else "not run"
     if measure(name).chosen:
         return ", ".join(f"{value:g}" for value in values)
     mean = sum(values) / len(values)
@@ -103,12 +104,25 @@ def difference_words(study: Study, row: Row) -> str:
     return f"{100 * difference:+.2f}" if measure(name).share else f"{difference:+.3g}"
 
 
+def claims_words(found: Findings) -> list[str]:
+    """What the report says and whether it held here; what it says of several rows alike, once."""
+    told: dict[str, dict[str, list[str]]] = {}
+    for claim in found.study.claims:
+        told.setdefault(claim.text, {}).setdefault(verdicts.judge(claim, found), []).append(claim.better)
+    lines = []
+    for text, by_verdict in told.items():
+        several = sum(map(len, by_verdict.values())) > 1
+        parts = [f"{judged}: {'; '.join(rows)}" if several else judged for judged, rows in by_verdict.items()]
+        lines.append(f'The report: "{text}". Here: {". Also: ".join(parts)}.')
+    return lines
+
+
 def sentences(found: Findings) -> list[str]:
     """What the table shows and what it does not, in words."""
     study, rows, told = found.study, found.rows, [verdicts.verdict(found)]
     if theirs := verdicts.verdict_of_published(study):
         told.append(theirs)
-    told += [f'The report: "{claim.text}". Here: {verdicts.judge(claim, found)}.' for claim in study.claims]
+    told += claims_words(found)
     told += verdicts.transfer_words(found)
     missing = sum(row.missing for row in rows)
     if missing:
