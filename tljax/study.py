@@ -10,6 +10,7 @@ python -m tljax.study report 000-table2
 import argparse
 import ast
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from tljax.errors import UserError
 from tljax.machine import compile_quickly, tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
 from tljax.studies.study import Look, Study
+from tljax.workdir import FREE
 
 if TYPE_CHECKING:  # they bring JAX: a mistake is answered at once
     from tljax.studies.jobs import Job, Run
@@ -124,47 +126,68 @@ class Asked(NamedTuple):
 
 def asked(args: argparse.Namespace, study: Study) -> Asked:
     """What the command line makes of a study."""
-    from tljax.studies.jobs import make_jobs, make_runs
+    from tljax.studies.jobs import check_given, make_jobs, make_runs
     from tljax.studies.scales import SCALES
 
     scale = SCALES[args.scale]
     values = {name: value_of(text) for name, text in pairs("--search", args.search).items()}
     search = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
+    if empty := [name for name, tried in search.items() if not tried]:
+        raise UserError(f"--search {empty[0]} is empty")
     study = study.narrowed(args.row, search)
     seeds = study.seeds if args.seeds is None else args.seeds
     if seeds < 1:
         raise UserError(f"--seeds={seeds} is not 1 or more")
     given, data = pairs("--set", args.set), pairs("--data", args.data)
     overrides = {name: value_of(text) for name, text in given.items()}
+    check_given(overrides)
     runs = make_runs(study, scale=args.scale, seeds=seeds, data=data, overrides=overrides)
+    for name, value in overrides.items():
+        plain = list(value) if isinstance(value, tuple) else value
+        if name not in FREE and all(run.fields[name] != plain for run in runs):
+            raise UserError(f"--set {name}: --scale={args.scale} has its own value; leave it out")
     told = [f"{name}={text.rpartition('/')[2]}" for name, text in given.items()]
     told += [f"{name} one of {', '.join(map(str, tried))}" for name, tried in search.items()]
     by_hand = tuple(f"{text}, set by hand" for text in told) + (("only some of the rows",) if args.row else ())
     study = dataclasses.replace(study, differences=(*study.differences, *by_hand))
-    return Asked(
-        study, runs, make_jobs(runs, in_one=scale.in_one, alike=scale.alike), args.folder / args.scale / "runs"
-    )
+    jobs = make_jobs(runs, in_one=scale.in_one, alike=scale.alike)
+    return Asked(study, runs, jobs, args.folder / args.scale / "runs")
+
+
+def own_folder(args: argparse.Namespace, study: Study) -> Path:
+    """Where a study's table lies; that of a part of it, or of other fields, does not take the whole's place."""
+    part = [sorted(args.row), sorted(args.set), sorted(args.search)]
+    name = f"{study.name}-{hashlib.sha256(repr(part).encode()).hexdigest()[:8]}" if any(part) else study.name
+    return args.folder / args.scale / name
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs what is not done, then writes the tables; 1 if a run failed."""
     tiny = args.scale == "tiny"
     compile_quickly() if tiny else tune_cpu()
+    from tljax.experiment import check
     from tljax.report.console import make_console
     from tljax.studies.cluster import run_on_ray
+    from tljax.studies.jobs import make_config
     from tljax.studies.runner import run_jobs
 
     keep_compilations(small=tiny)
     console, failed = make_console(), 0
-    for wanted in [asked(args, study) if isinstance(study, Study) else study for study in chosen(args.name)]:
-        if not isinstance(wanted, Asked):
-            console.print(f"{wanted.name}: {look_at(args, wanted)}", markup=False)
+    everything = [asked(args, study) if isinstance(study, Study) else study for study in chosen(args.name)]
+    for job in (job for wanted in everything if isinstance(wanted, Asked) for job in wanted.jobs):
+        check(make_config(job.fields), look_at_test=True)  # a mistake is told before hours have passed
+    for wanted in everything:
+        if isinstance(wanted, Look):
+            console.print(f"{wanted.name}: {look_at(args, wanted)}/report.html", markup=False, soft_wrap=True)
             continue
         study, runs, jobs, folder = wanted
+        make_folder(folder)
         console.print(f"{study.name}: {len(study.cells)} rows, {len(runs)} runs in {len(jobs)} jobs", markup=False)
         outcome = (run_on_ray if args.ray else run_jobs)(jobs, folder, console)
         failed += len(outcome.failed)
         write_report(args, wanted)
+        ended = f"{len(outcome.done)} jobs done, {len(outcome.failed)} failed"
+        console.print(f"{study.name}: {ended}; {own_folder(args, study)}/report.html", markup=False, soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -178,8 +201,16 @@ def look_at(args: argparse.Namespace, one: Look) -> Path:
         raise UserError(f"{one.name} needs a picture: --data {one.data}=FILE")
     picture = Path(data[one.data]) if full else None
     seen = look(one, picture, given.get("model.weights", "imagenet") if full else None)
-    folder = args.folder / args.scale / one.name
+    folder = make_folder(args.folder / args.scale / one.name)
     write(one, seen, picture.name if picture else "a procedural picture", folder, scale=args.scale)
+    return folder
+
+
+def make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--folder: {folder} cannot be made: {error.strerror or error}") from None
     return folder
 
 
@@ -194,7 +225,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def write_report(args: argparse.Namespace, wanted: Asked) -> str:
-    """Writes a study's table and page into its folder; returns the table."""
+    """Writes a study's table and page into its folder, once there is something to show; returns the table."""
     from tljax.studies.page import page
     from tljax.studies.results import collect
     from tljax.studies.table import markdown
@@ -202,10 +233,13 @@ def write_report(args: argparse.Namespace, wanted: Asked) -> str:
 
     found = collect(*wanted)
     text = markdown(found, scale=args.scale)
-    where = args.folder / args.scale / wanted.study.name
-    where.mkdir(parents=True, exist_ok=True)
-    write_whole(where / "table.md", text)
-    write_whole(where / "report.html", page(found, scale=args.scale))
+    if any(row.found or row.failed for row in found.rows):
+        where = make_folder(own_folder(args, wanted.study))
+        try:
+            write_whole(where / "table.md", text)
+            write_whole(where / "report.html", page(found, scale=args.scale))
+        except OSError as error:
+            raise UserError(f"--folder: {where} cannot be written to: {error.strerror or error}") from None
     return text
 
 

@@ -87,17 +87,19 @@ def test_rows_of_tables_are_complete(shared):
     text = next((shared / "seeds").glob("002_*.txt")).read_text()
     table = text[text.index("Applied augmentation(s)") : text.index("TABLE VIII: ")]
     assert len([line for line in table.splitlines()[1:] if "%" in line]) == counted["002-table8"]
-    printed = {c.published["test"] for c in STUDIES["002-table8"].cells}
+    printed = {c.published["test"] for c in STUDIES["002-table8"].cells if c.published}
     assert all(any(text in line for text in printed) for line in table.splitlines()[1:] if "%" in line)
 
 
 def test_sizes_are_those_that_the_percentages_imply():
     from tljax.studies.statistics import counts_of
 
-    for name, measure in (("000-table2", "test"), ("000-table3", "test"), ("000-table4", "test"),
-                          ("003-table1", "best by test")):  # fmt: skip
+    by_test = ("000-table2", "000-table3", "000-table4", "002-table5", "002-table6", "002-table7", "002-table8")
+    for name, measure in (*((name, "test") for name in by_test), ("003-table1", "best by test")):
         study = STUDIES[name]
         for cell in study.cells:
+            if not cell.published:
+                continue
             correct = counts_of(cell.published[measure], study.test_size)
             assert correct is not None, (name, cell.name)
             assert correct / study.test_size == pytest.approx(number(cell.published[measure]), abs=1e-3)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tljax import study as command
 from tljax import workdir as folders
+from tljax.errors import UserError
 from tljax.report.console import make_console
 from tljax.studies.jobs import make_jobs, make_runs
 from tljax.studies.page import page
@@ -76,8 +78,11 @@ def test_rows_and_table(finished):
     assert names.shape == (120,)
     assert right.shape == (2, 120)
     assert right.sum() / 2 == head.tested[0]
-    text = markdown(found, scale="tiny")
-    assert "TINY" in text
+    tiny = markdown(found, scale="tiny")
+    assert "TINY" in tiny
+    assert "The report:" not in tiny
+    assert "difference" not in tiny
+    text = markdown(found, scale="full")
     assert "| head | 50.0 % (40.4 to 59.6) |" in text
     assert "- layer4 too: one rate" in text
     assert 'The report: "training more is best". Here: ' in text
@@ -91,7 +96,7 @@ def test_transfer_is_named_and_shown(finished):
     study = dataclasses.replace(SMALL, transfers=(("layer4 too", "head"),), shown=("head", "layer4 too"), smooth=5)
     found = collect(study, runs, jobs, folder)
     gain = 100 * (found.rows[1].mean("test") - found.rows[0].mean("test"))
-    words = next(line for line in markdown(found, scale="tiny").splitlines() if "over head (p" in line)
+    words = next(line for line in markdown(found, scale="full").splitlines() if "over head (p" in line)
     assert words.startswith(f"- layer4 too: {gain:+.2f} points of test accuracy over head (p ")
     assert words.endswith((": transfer helps.", ": negative transfer.", ": not larger than noise."))
     text = page(found, scale="tiny")
@@ -145,6 +150,22 @@ def test_what_starts_from_a_failed_run_fails_with_its_name(tmp_path):
     assert f"run {runs[0].key}, which it starts from, failed" in outcome.failed.values()
 
 
+def test_damaged_files_are_named_and_leave_the_other_rows(finished, tmp_path):
+    folder, runs, jobs, _ = finished
+    shutil.copytree(folder, tmp_path / "runs")
+    job = next(job for job in jobs if job.members == (runs[2].key,))
+    (tmp_path / "runs" / job.key / "result.json").write_text("{}")
+    (tmp_path / "runs" / f"{jobs[-1].key}.failed.json").write_text("junk")
+    found = collect(SMALL, runs, jobs, tmp_path / "runs")
+    assert [len(row.found) for row in found.rows] == [2, 1]
+    assert f"is damaged: it is no result of a run; to run it again, delete {tmp_path}/runs/{job.key}" in markdown(
+        found, scale="full"
+    )
+    (found.rows[0].found[0].folder / "predictions.npz").write_bytes(b"PK junk")
+    with pytest.raises(UserError, match=r"predictions.npz is missing or damaged .*; to run it again, delete "):
+        markdown(found, scale="full")
+
+
 def test_two_workers_share_a_folder(tmp_path):
     """Each job is done once, and both workers return when all are done."""
     jobs = planned(SMALL)[1]
@@ -186,6 +207,13 @@ def test_commands(tmp_path, capsys, monkeypatch):
         (["run", "000-table2", "--set", "epochs"], "--set 'epochs' is not NAME=VALUE"),
         (["run", "002-table6", "--row", "SGDD"], "002-table6 has no row 'SGDD'; it has SGD; Adam; "),
         (["run", "000-table2", "--search", "optimizer.lr=1,2"], "000-table2 searches no optimizer.lr"),
+        (["run", "002-table6", "--search", "optimizer.lr=()"], "--search optimizer.lr is empty"),
+        (["run", "000-table2", "--set", "epoch=2"], "--set epoch: a config has no such field; did you mean epochs?"),
+        (["run", "000-table2", "--set", "epochs=few"], "epochs='few' does not fit a config"),
+        (["run", "000-table2", "--set", "epochs=0"], "epochs=0 is too small; it is at least 1"),
+        (["run", "000-table2", "--set", "seed=5"], "--set seed: a study sets it itself"),
+        (["run", "000-table2", "--set", "data.size=96", "--scale", "tiny"], "--scale=tiny has its own value"),
+        (["run", "000-table2", "--folder", "/proc/none"], "--folder: /proc/none/full/runs cannot be made"),
     ):
         assert command.main(wrong) == 2
         assert words in capsys.readouterr().err

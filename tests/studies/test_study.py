@@ -16,7 +16,7 @@ def test_a_study_of_fewer_rows():
     assert [cell.name for cell in study.cells] == ["None", "Greyscale()"]
     assert study.cells[1].search == {"optimizer.lr": (0.03, 0.01)}
     assert dataclasses.replace(study.cells[1], search=whole.cell("Greyscale()").search) == whole.cell("Greyscale()")
-    assert not study.claims  # none is about these two alone
+    assert [claim.than for claim in study.claims] == [("Greyscale()",)]  # the one that is about these two alone
     assert whole.narrowed([], {}) == whole
 
 

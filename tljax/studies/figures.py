@@ -44,8 +44,8 @@ def rows_picture(study: Study, rows: Sequence[Row]) -> str | None:
                 ax.plot([100 * v for v in values], [y + 0.12] * len(values), "|", color=OURS, markersize=7, alpha=0.7)
             if name in row.cell.published:
                 theirs = number(row.cell.published[name])
-                size = study.test_size
-                ends = wilson_interval(round(theirs * size), size) if size else (theirs, theirs)
+                counts = study.published_counts(row.cell)
+                ends = wilson_interval(*counts) if counts else (theirs, theirs)
                 _bar(ax, y - 0.14, theirs, ends, THEIRS, "D", "published")
         ax.set_yticks(range(len(shown)), [plain(row.cell.name) for row in reversed(shown)])
         ax.set_ylim(-0.6, len(shown) - 0.4)

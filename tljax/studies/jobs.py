@@ -1,6 +1,7 @@
 """From a study to the runs it consists of, and to the jobs that compute them: single runs, or populations of them."""
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import itertools
@@ -115,6 +116,24 @@ def make_config(given: Mapping[str, Any], runs: Path = Path()) -> Any:
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{name}={value!r} does not fit a config: {one_line(error)}") from None
     return config
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Refuses overrides of fields that do not exist, that a study sets itself, or that do not fit.
+
+    Raises:
+      UserError: naming the field.
+    """
+    fields = flatten(common.get_config().to_dict())
+    for name, value in given.items():
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, 1)
+            raise UserError(
+                f"--set {name}: a config has no such field" + (f"; did you mean {close[0]}?" if close else "")
+            )
+        if name in ("seed", "run") or name.startswith("population."):
+            raise UserError(f"--set {name}: a study sets it itself")
+        make_config({name: value})
 
 
 def make_runs(

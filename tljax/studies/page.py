@@ -30,16 +30,17 @@ TEMPLATES = jinja2.Environment(
 def page(findings: Findings, *, scale: str) -> str:
     """The page, as HTML."""
     study, rows = findings.study, findings.rows
-    head, lines = table.grid(findings)
+    note = SCALES[scale].note
+    head, lines = table.grid(findings, compared=not note)
     tested = {row.cell.name: found for row in rows for found in row.found[:1] if found.result["test"]}
     shown = {name: tested[name] for name in study.shown or _best(rows) if name in tested}
     return TEMPLATES.get_template("page.html.jinja").render(
         study=study,
-        note=SCALES[scale].note,
+        note=note,
         picture=_markup(figures.rows_picture(study, rows)),
         head=head,
         lines=lines,
-        sentences=table.sentences(findings),
+        sentences=table.sentences(findings, compared=not note),
         curves=_curves(rows, study.smooth),
         shown=[(name, _markup(_confusion(found)), _mistakes(found)) for name, found in shown.items()],
         transfer=_with_and_without(study, tested),
@@ -137,8 +138,12 @@ def _right(labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 def _first(classes: Sequence[str], shares: np.ndarray, count: int) -> str:
     """The first answers with their probabilities; a head may have more outputs than there are classes."""
-    called = dict(enumerate(classes))
-    return ", ".join(f"{called.get(int(c), f'output {c}')} {100 * shares[c]:.1f}%" for c in np.argsort(-shares)[:count])
+    called, best = dict(enumerate(classes)), np.argsort(-shares)[:count]
+    return ", ".join(f"{called.get(int(c), f'output {c}')} {share_words(float(shares[c]))}" for c in best)
+
+
+def share_words(share: float) -> str:
+    return "< 0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
 
 
 def _thumbnails(found: Found, names: Iterable[str]) -> dict[str, str]:

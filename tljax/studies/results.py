@@ -3,24 +3,27 @@
 import dataclasses
 import functools
 import itertools
-import json
 import statistics as numbers
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tljax.command_line import one_line
+from tljax.errors import UserError
 from tljax.losses import predictions, wilson_interval
 from tljax.studies import statistics
 from tljax.studies.jobs import Job, Run
-from tljax.studies.runner import failure
+from tljax.studies.runner import why_failed
 from tljax.studies.study import Cell, Study
-from tljax.workdir import read_result
+from tljax.workdir import RESULT, read_result
 
 Result = dict[str, Any]
 PValues = dict[tuple[str, str], float]
 SPLITS = {"test": "test", "val": "validation"}  # their names in predictions.npz and in result.json
+AGAIN = "to run it again, delete"
 NOTHING = (np.empty(0), np.empty((0, 0)))
 
 
@@ -74,8 +77,12 @@ class Found:
 
     def predictions(self, split: str) -> "Predictions":
         """What it answered to the images of a split, `test` or `val`."""
-        with np.load(self.folder / "predictions.npz") as file:
-            return Predictions(file[f"{split}_names"], file[f"{split}_labels"], file[f"{split}_logits"])
+        path = self.folder / "predictions.npz"
+        try:
+            with np.load(path) as file:
+                return Predictions(file[f"{split}_names"], file[f"{split}_labels"], file[f"{split}_logits"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is missing or damaged ({one_line(error)}); {AGAIN} {self.folder}") from None
 
 
 class Predictions(NamedTuple):
@@ -114,8 +121,8 @@ class Row:
         return sum(values) / len(values) if values else None
 
     def counts(self, name: str) -> tuple[float, int] | None:
-        """Right answers, on average over seeds, and test images, for a measure that is of test images."""
-        place = {"test": "test", "best by test": "best_by_test"}.get(name)
+        """Right answers, on average over seeds, and images, for a measure that counts them."""
+        place = {"test": "test", "best by test": "best_by_test", "validation": "validation"}.get(name)
         tests = [f.result[place] for f in self.found if f.result.get(place)] if place else []
         return (sum(t["correct"] for t in tests) / len(tests), tests[0]["seen"]) if tests else None
 
@@ -161,6 +168,11 @@ class Findings:
         )
         return statistics.paired_over_seeds(first, second)
 
+    def gain(self, a: str, b: str, name: str) -> float | None:
+        """By how much the first of two rows is higher in a measure; None where one has not run."""
+        ours, others = self.row(a).mean(name), self.row(b).mean(name)
+        return None if ours is None or others is None else ours - others
+
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.cell.name == name)
 
@@ -193,17 +205,27 @@ def collect(study: Study, runs: Sequence[Run], jobs: Sequence[Job], folder: Path
             for run in group:
                 job = job_of[run.key]
                 where = folder / job.folder_of(run.key)
-                if (result := read_result(where)) is not None:
+                try:
+                    result, why = _finished(where), why_failed(job.key, folder)
+                except UserError as damaged:  # the others still have their table
+                    result, why = None, f"{damaged}; {AGAIN} {folder / job.key}"
+                if result is not None:
                     candidates.append(Found(run, where, result))
                     continue
                 missing += 1
-                if failure(job.key, folder).is_file():
-                    failed.append(json.loads(failure(job.key, folder).read_text())["error"])
+                failed += [why] if why else []
             if candidates:
                 tried = tried or [(_searched(one.run), one.result["history"]) for one in candidates]
                 found.append(max(candidates, key=_validated))
         rows.append(Row(cell, tuple(found), tuple(tried), missing, tuple(dict.fromkeys(failed))))
     return Findings(study, tuple(rows))
+
+
+def _finished(folder: Path) -> Result | None:
+    result = read_result(folder)
+    if result is not None and not {"history", "config", "test", "validation"} <= result.keys():
+        raise UserError(f"{folder / RESULT} is damaged: it is no result of a run")
+    return result
 
 
 def _searched(run: Run) -> str:

@@ -1,6 +1,7 @@
 """Does the jobs of a study: skips what is done, goes on where it stopped, and lets no failure stop the rest."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,17 @@ def is_ready(job: Job, runs: Path) -> bool:
 def failure(key: str, runs: Path) -> Path:
     """The file that says why a job failed; it is there from the failure until the job is done."""
     return runs / f"{key}.failed.json"
+
+
+def why_failed(key: str, runs: Path) -> str | None:
+    """Why a job failed when it was tried last; None if it did not."""
+    path = failure(key, runs)
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text())["error"])
+    except (ValueError, TypeError, KeyError):
+        return f"for a reason that {path} no longer tells"
 
 
 def run_job(job: Job, runs: Path, console: Console) -> None:

@@ -24,12 +24,15 @@ TRAINED: dict[str, dict[str, Any]] = {
     "classifier": {"transfer.train": "head", "transfer.bn": "trained:train,frozen:eval"},
     "everything": {"transfer.train": "all"},
 }
-TEST, FEW_TEST = 236, 2110
+TEST, FEW_TEST = 236, 2108  # each swapped with the other; every few-shot test percentage is a whole number of 2,108
 NEEDS = ("PACS cartoon as a folder per class (pacs-cartoon)", "ImageNet weights of ResNet-18")
 DIFFERENCES = (
     "batch size 32 and SGD without momentum, where the report names none",
-    "pictures of 227 pixels keep their size but for a short side of 256 and a central square of 224",
+    "pictures (227 pixels) are resized to a short side of 256 and cut to the central 224",
     "normalised by mean and deviation of the training images, as in the report's section II",
+    "shares are taken class by class and rounded down: few-shot trains on 192 images, validates on 44; a fifth "
+    "of all 236 would be 47",
+    "two printed percentages of the test on all data (60.60, 80.50) are of no whole number of 236 images",
 )
 TABLES = {  # data, what trains, then (rate, epoch, validation, test) of SGD and of Adam
     "2": ("full", "from scratch", ("0.03", "18", "77.43 %", "60.60 %"), ("0.001", "47", "81.24 %", "64.41 %")),
@@ -149,10 +152,9 @@ def _table_8() -> Study:
                     f"{name}, after normalisation",
                     {**settings, "augment.colour_last": True},
                     {"optimizer.lr": RATES},
-                    published,
                     differences=(
                         "colours changed where they were normalised already, and cut to 0 to 1 there, while test "
-                        "images are not: does this reproduce the report's fall?",
+                        f"images are not: does this reproduce the report's fall to {test}?",
                     ),
                 )
             )
@@ -177,6 +179,18 @@ def _table_8() -> Study:
                 "flip and rotation of up to 10 degrees gave the best test accuracy",
                 best,
                 tuple(cell.name for cell in cells if cell.name != best),
+            ),
+            Claim("greyscale degrades", "None", ("Greyscale()",)),
+            Claim(
+                "random inversion, of the colour transformations, does not degrade",
+                "RandomInvert(p=0.5)",
+                ("None",),
+                alike=True,
+            ),
+            Claim(
+                "of the blurs, a kernel of 7 is best",
+                "GaussianBlur(7)",
+                tuple(cell.name for cell in cells if cell.name.startswith("Gauss") and cell.name != "GaussianBlur(7)"),
             ),
             Claim("a horizontal flip by itself improves on no augmentation", "RandomHorizontalFlip(p=0.5)", ("None",)),
             *(

@@ -53,14 +53,14 @@ def paired_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -
       second: another's.
 
     Returns:
-      None where fewer than two seeds are common.
+      None where fewer than two seeds are common, or all differ alike: then the noise of seeds is not known.
     """
     common = sorted(first.keys() & second.keys())
     if len(common) < 2:
         return None
     difference = np.array([first[seed] - second[seed] for seed in common])
-    if np.ptp(difference) < 1e-12:  # all alike: there is no noise of seeds
-        return 0.0 if abs(difference[0]) > 1e-12 else 1.0
+    if np.ptp(difference) < 1e-12:
+        return None if abs(difference[0]) > 1e-12 else 1.0
     found: Any = stats.ttest_1samp(difference, 0.0)
     return float(found.pvalue)
 

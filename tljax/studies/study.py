@@ -25,6 +25,7 @@ class Cell:
       search: fields with the values that were tried; the run with the highest validation accuracy counts.
       published: by measure (see `results.MEASURES`), the number as the report prints it.
       differences: where this row leaves the report's protocol, or fills a gap in it.
+      test_size: how many images its published accuracy is of, where they are others than the study's.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Cell:
     search: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
     differences: tuple[str, ...] = ()
+    test_size: int | None = None
 
     def __str__(self) -> str:
         settings = {**self.settings, **{name: f"one of {values}" for name, values in self.search.items()}}
@@ -73,7 +75,7 @@ class Study:
       needs: data and weights, in words.
       measures: the columns, by name; the first is the one that rows are compared in.
       claims: what the report concludes.
-      test_size: how many images the published accuracies are of; None where they do not say.
+      test_size: how many images the published accuracies of the first measure are of; None where they do not say.
       differences: where all rows leave the report's protocol, or fill a gap in it.
       seeds: how many are run unless the command says otherwise.
       transfers: pairs of cells, with pretrained weights and without, that are alike in all else.
@@ -107,6 +109,11 @@ class Study:
     def protocol(self) -> tuple[str, ...]:
         """Where the study, and each of its rows, leaves the report's protocol."""
         return (*self.differences, *(f"{cell.name}: {text}" for cell in self.cells for text in cell.differences))
+
+    def published_counts(self, cell: Cell) -> tuple[int, int] | None:
+        """Right answers and images of a cell's published accuracy, in the first measure; None where not known."""
+        text, size = cell.published.get(self.measures[0]), cell.test_size or self.test_size
+        return None if text is None or size is None else (round(number(text) * size), size)
 
     def cell(self, name: str) -> Cell:
         return next(cell for cell in self.cells if cell.name == name)

@@ -8,6 +8,11 @@ from tljax.studies.results import Findings, Row, measure
 from tljax.studies.scales import SCALES
 from tljax.studies.study import Study, number
 
+NOT_CORRECTED = (
+    "P-values of pairs of rows are corrected for their number (Holm); "
+    "those over seeds and against published rows are not."
+)
+
 
 def markdown(found: Findings, *, scale: str) -> str:
     """The table of a study, what it shows and what it does not, and every difference of protocol."""
@@ -18,40 +23,37 @@ def markdown(found: Findings, *, scale: str) -> str:
         f"{study.title[:1].upper()}{study.title[1:]}.",
         "",
     ]
-    if note := SCALES[scale].note:
-        lines += [f"**{note}**", ""]
-    head, body = grid(found)
+    note = SCALES[scale].note
+    lines += [f"**{note}**", ""] if note else []
+    head, body = grid(found, compared=not note)
     lines += [cells(head), "|---" * len(head) + "|", *(cells(line) for line in body), ""]
-    lines += [f"- {sentence}" for sentence in sentences(found)]
+    lines += [f"- {sentence}" for sentence in sentences(found, compared=not note)]
     lines += ["", "Protocol:", "", *(f"- {text}" for text in study.protocol)]
     return "\n".join(lines) + "\n"
 
 
-def grid(found: Findings) -> tuple[list[str], list[list[str]]]:
-    """The head of the table and its lines, cell by cell."""
+def grid(found: Findings, *, compared: bool = True) -> tuple[list[str], list[list[str]]]:
+    """The head of the table and its lines, cell by cell; `compared` with the published ones, where ours are results."""
     study, rows = found.study, found.rows
     published = [name for name in study.measures if any(name in row.cell.published for row in rows)]
     head = ["row", *(f"published {measure(name).title}" for name in published)]
     head += [f"ours: {measure(name).title}" for name in study.measures]
-    head += ["95% over seeds", "95% over test images", "difference", "p against published"]
+    head += ["95% over seeds", "95% over images", "difference", "p against published"]
     lines = []
     for row in rows:
         line = [row.cell.name, *(published_words(study, row, name) for name in published)]
         line += [own_words(row, name) for name in study.measures]
-        p = verdicts.against_published(study, row)
-        line += [
-            seeds_words(row, study.measures[0]),
-            images_words(row, study.measures[0]),
-            difference_words(study, row),
-        ]
-        lines.append([*line, "" if p is None else verdicts.p_words(p)])
+        line += [seeds_words(row, study.measures[0]), images_words(row, study.measures[0])]
+        p = verdicts.against_published(study, row) if compared else None
+        line += [difference_words(study, row) if compared else "", "" if p is None else verdicts.p_words(p)]
+        lines.append(line)
     filled = [i for i, column in enumerate(zip(*lines, strict=True)) if any(column)]
     return [head[i] for i in filled], [[line[i] for i in filled] for line in lines]
 
 
 def cells(words: Sequence[str]) -> str:
     """One line of a table in Markdown."""
-    return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
+    return "| " + " | ".join(word.replace("|", "\\|").replace("<", "&lt;") for word in words) + " |"
 
 
 def percent(value: float) -> str:
@@ -65,9 +67,8 @@ def span(ends: tuple[float, float]) -> str:
 def published_words(study: Study, row: Row, name: str) -> str:
     """As printed; an accuracy with what its test set leaves open."""
     text = row.cell.published.get(name, "")
-    if not text or study.test_size is None or name not in ("test", "best by test"):
-        return text
-    return f"{text} ({span(wilson_interval(round(number(text) * study.test_size), study.test_size))})"
+    counts = study.published_counts(row.cell)
+    return f"{text} ({span(wilson_interval(*counts))})" if counts and name == study.measures[0] else text
 
 
 def own_words(row: Row, name: str) -> str:
@@ -117,13 +118,15 @@ def claims_words(found: Findings) -> list[str]:
     return lines
 
 
-def sentences(found: Findings) -> list[str]:
-    """What the table shows and what it does not, in words."""
-    study, rows, told = found.study, found.rows, [verdicts.verdict(found)]
-    if theirs := verdicts.verdict_of_published(study):
-        told.append(theirs)
-    told += claims_words(found)
-    told += verdicts.transfer_words(found)
+def sentences(found: Findings, *, compared: bool = True) -> list[str]:
+    """What the table shows and what it does not, in words; where ours are no results, what is missing alone."""
+    study, rows, told = found.study, found.rows, []
+    if compared:
+        theirs = verdicts.verdict_of_published(study)
+        told += [verdicts.verdict(found), *([theirs] if theirs else [])]
+        told += [*claims_words(found), *verdicts.transfer_words(found)]
+    if compared and any(row.found for row in rows):
+        told.append(NOT_CORRECTED)
     missing = sum(row.missing for row in rows)
     if missing:
         reasons = {reason for row in rows for reason in row.failed}

@@ -8,29 +8,28 @@ from tljax.studies import statistics
 from tljax.studies.results import SPLITS, Findings, PValues, Row
 from tljax.studies.study import Claim, Study, number
 
+NOT_TESTED = "not tested against noise, for want of the same images' answers"
 
-def compare_published(study: Study) -> dict[tuple[str, str], float]:
-    """P-values of all pairs of published rows, corrected; empty where their test set is unknown."""
-    name, size = study.measures[0], study.test_size
-    if size is None:
-        return {}
-    correct = {c.name: round(number(c.published[name]) * size) for c in study.cells if name in c.published}
+
+def compare_published(study: Study) -> PValues:
+    """P-values of all pairs of published rows of the same size, corrected; empty where it is not known."""
+    counts = {cell.name: found for cell in study.cells if (found := study.published_counts(cell))}
     return statistics.holm(
         {
-            (a, b): statistics.two_proportions(correct[a], size, correct[b], size)
-            for a, b in itertools.combinations(correct, 2)
+            (a, b): statistics.two_proportions(*counts[a], *counts[b])
+            for a, b in itertools.combinations(counts, 2)
+            if counts[a][1] == counts[b][1]
         }
     )
 
 
 def against_published(study: Study, row: Row) -> float | None:
     """The p-value that our row and the published one are equally good; None where one of them is not known."""
-    name = study.measures[0]
-    text, counts = row.cell.published.get(name), row.counts(name)
-    if text is None or study.test_size is None or counts is None:
+    theirs, counts = study.published_counts(row.cell), row.counts(study.measures[0])
+    if theirs is None or counts is None:
         return None
     correct, seen = counts
-    return statistics.two_proportions(round(correct), seen, round(number(text) * study.test_size), study.test_size)
+    return statistics.two_proportions(round(correct), seen, *theirs)
 
 
 def verdict(found: Findings) -> str:
@@ -39,7 +38,7 @@ def verdict(found: Findings) -> str:
     if not values:
         return "Ours: nothing to compare."
     seeds = {pair: found.over_seeds(*pair, "test") for pair in values}
-    also = sum(values[pair] < statistics.LEVEL and (p or 0.0) < statistics.LEVEL for pair, p in seeds.items())
+    also = sum(p is not None and max(values[pair], p) < statistics.LEVEL for pair, p in seeds.items())
     if all(p is None for p in seeds.values()):
         more = "that of seeds is not known from one"
     else:
@@ -81,17 +80,25 @@ def judge(claim: Claim, found: Findings) -> str:
     pairs = [(claim.better, name) for name in claim.than]
     split = {"test": "test", "best by test": "test", "validation": "val"}.get(claim.measure)
     values = found.compare(split, pairs) if split else {}
+    if not values and claim.alike:
+        return NOT_TESTED
     clear = [pair for pair in pairs if values.get(pair, 1.0) < statistics.LEVEL]
+    if split and not claim.alike:  # the measure may be of another epoch than the answers that are compared
+        clear = [(a, b) for a, b in clear if (found.gain(a, b, SPLITS[split]) or 0.0) > 0]
     doubt = [pair for pair in clear if (found.over_seeds(*pair, claim.measure) or 0.0) >= statistics.LEVEL]
     if claim.alike:
         if not clear:
             return "held: no difference larger than noise"
-        return "held: different, but not beyond the noise of seeds" if doubt else "did not hold: different beyond noise"
+        return (
+            "not decided: different on these images, but not beyond the noise of seeds"
+            if doubt
+            else "did not hold: different beyond noise"
+        )
     beaten = sum(ours > other for other in others if other is not None)
     if beaten < len(others):
         return f"did not hold: better than {beaten} of {len(others)}"
     if not values:
-        return "held in order; not tested against noise, for want of the same images' answers"
+        return f"held in order; {NOT_TESTED}"
     if len(clear) < len(others):
         return f"held in order, beyond noise against {len(clear)} of {len(others)}"
     return "held, but not beyond the noise of seeds" if doubt else "held"
@@ -102,13 +109,13 @@ def transfer_words(found: Findings) -> list[str]:
     split = "test" if any(row.counts("test") for row in found.rows) else "val"
     values, told = found.compare(split, found.study.transfers), []
     for pair in found.study.transfers:
-        ours, others = (found.row(name).mean(SPLITS[split]) for name in pair)
-        if ours is None or others is None:
+        gain = found.gain(*pair, SPLITS[split])
+        if gain is None:
             continue
         p, over_seeds = values.get(pair), found.over_seeds(*pair, SPLITS[split])
         clear = p is not None and max(p, over_seeds or 0.0) < statistics.LEVEL
-        meaning = ("transfer helps" if ours > others else "negative transfer") if clear else "not larger than noise"
-        points = f"{100 * (ours - others):+.2f} points of {SPLITS[split]} accuracy over {pair[1]}"
+        meaning = ("transfer helps" if gain > 0 else "negative transfer") if clear else "not larger than noise"
+        points = f"{100 * gain:+.2f} points of {SPLITS[split]} accuracy over {pair[1]}"
         told.append(f"{pair[0]}: {points}" + (f" (p {p_words(p)})" if p is not None else "") + f": {meaning}.")
     return told
 
