@@ -1,5 +1,6 @@
 """A study's rows as Markdown: published and ours side by side, with the doubt in both."""
 
+import re
 from collections.abc import Sequence
 
 from tljax.losses import wilson_interval
@@ -52,8 +53,8 @@ def grid(found: Findings, *, compared: bool = True) -> tuple[list[str], list[lis
 
 
 def cells(words: Sequence[str]) -> str:
-    """One line of a table in Markdown."""
-    return "| " + " | ".join(word.replace("|", "\\|").replace("<", "&lt;") for word in words) + " |"
+    """One line of a table in Markdown; a name that looks like markup is shown, not obeyed."""
+    return "| " + " | ".join(re.sub(r"<(?=[a-zA-Z/!])", "&lt;", word.replace("|", "\\|")) for word in words) + " |"
 
 
 def percent(value: float) -> str:
