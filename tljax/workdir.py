@@ -24,8 +24,8 @@ FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "c
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is either the old one or the new one, whatever happens."""
-    part = path.with_name(path.name + ".part")
+    """Writes a text file that is either the old one or the new one, whatever happens and whoever else writes it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text)
     os.replace(part, path)
 
@@ -117,7 +117,7 @@ def check_free(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = Fa
         read_config(workdir)  # somebody else's config.json is not ours to throw away
         if not overwrite:
             _same_run(workdir, config)
-    elif workdir.exists() and {path.name for path in workdir.iterdir()} - {SPILL, LOCK}:
+    elif workdir.exists() and {p.name for p in workdir.iterdir() if p.suffix != ".part"} - {SPILL, LOCK}:
         raise UserError(f"--workdir={workdir} has files in it but no run; give an empty folder or a new name")
 
 

@@ -285,6 +285,10 @@ STUDIES = (
             *DIFFERENCES,
             "another machine: only the ratios of seconds can be compared; features are not kept, as in the report",
         ),
+        claims=(
+            Claim("Adam takes longer than SGD, by 34%", "everything, Adam", ("everything, SGD",), "seconds"),
+            Claim("the last layer alone is faster", "everything, SGD", ("classifier, SGD",), "seconds"),
+        ),
     ),
     Study(
         name="002-outputs",

@@ -95,6 +95,16 @@ def _study(table: int) -> Study:
             for name in transferred
             if name.startswith("frozen")
         ]
+    if table in (1, 2):
+        claims += [
+            Claim(
+                "the best learning rate without freezing is lower where source and target are similar",
+                f"all trained, {backbone}, 0.0001",
+                (f"all trained, {backbone}, 0.001",),
+                "best by test",
+            )
+            for backbone in ("ResNet-18", "ResNet-50")
+        ]
     return Study(
         name=f"003-table{table}",
         report="003",

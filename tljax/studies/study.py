@@ -49,7 +49,7 @@ class Claim:
     Attributes:
       text: its sentence.
       better: a cell.
-      than: the cells that it beats.
+      than: the cells than which it is higher.
       measure: in what.
       alike: it says instead that they are equally good.
     """

@@ -96,7 +96,7 @@ def judge(claim: Claim, found: Findings) -> str:
         )
     beaten = sum(ours > other for other in others if other is not None)
     if beaten < len(others):
-        return f"did not hold: better than {beaten} of {len(others)}"
+        return f"did not hold: higher than {beaten} of {len(others)}"
     if not values:
         return f"held in order; {NOT_TESTED}"
     if len(clear) < len(others):
