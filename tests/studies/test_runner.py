@@ -162,6 +162,7 @@ def test_damaged_files_are_named_and_leave_the_other_rows(finished, tmp_path):
         found, scale="full"
     )
     (found.rows[0].found[0].folder / "predictions.npz").write_bytes(b"PK junk")
+    found = collect(SMALL, runs, jobs, tmp_path / "runs")  # as the next command does
     with pytest.raises(UserError, match=r"predictions.npz is missing or damaged .*; to run it again, delete "):
         markdown(found, scale="full")
 

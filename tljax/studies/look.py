@@ -1,15 +1,12 @@
 """A study without training: what a network, as it was published, says of one picture, and what is inside it."""
 
-import base64
 import dataclasses
-import io
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 from scipy.special import softmax
 
 from tljax.data.augment import Augmentation, make_views
@@ -19,10 +16,10 @@ from tljax.errors import UserError
 from tljax.models import create_model, init_variables
 from tljax.models.imagenet import class_names
 from tljax.report.insides import filters_picture, maps_picture
-from tljax.studies.page import TEMPLATES
+from tljax.studies.page import TEMPLATES, data_address, jpeg_address
 from tljax.studies.scales import SCALES
 from tljax.studies.study import Look
-from tljax.studies.table import cells
+from tljax.studies.table import document
 from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded
 from tljax.workdir import write_json, write_whole
 
@@ -100,13 +97,8 @@ def _read(picture: Path | None, short_side: int) -> np.ndarray:
 
 def markdown(one: Look, seen: Seen, picture: str, *, scale: str) -> str:
     """The classes that the report printed, and ours beside them."""
-    lines = [f"## {one.name}: report {one.report}, {one.item}", "", f"{one.title[:1].upper()}{one.title[1:]}.", ""]
-    if note := SCALES[scale].note:
-        lines += [f"**{note}**", ""]
-    head, body = grid(one, seen, picture)
-    lines += [cells(head), "|---" * len(head) + "|", *map(cells, body), ""]
-    lines += ["Pictures: " + "; ".join(f"{name}.png, {words}" for name, words in PICTURES.items()) + "."]
-    return "\n".join([*lines, "", "Protocol:", "", *(f"- {text}" for text in one.protocol)]) + "\n"
+    pictures = "; ".join(f"{name}.png, {words}" for name, words in PICTURES.items())
+    return document(one, SCALES[scale].note, grid(one, seen, picture), [f"Pictures: {pictures}."])
 
 
 def grid(one: Look, seen: Seen, picture: str) -> tuple[list[str], list[list[str]]]:
@@ -129,15 +121,13 @@ def write(one: Look, seen: Seen, picture: str, folder: Path, *, scale: str) -> s
     }
     for name, data in files.items():
         (folder / f"{name}.png").write_bytes(data)
-    file = io.BytesIO()
-    Image.fromarray(seen.picture).save(file, "JPEG", quality=88)
     head, lines = grid(one, seen, picture)
     text = markdown(one, seen, picture, scale=scale)
     html = TEMPLATES.get_template("look.html.jinja").render(
         study=one, note=SCALES[scale].note, head=head, lines=lines, name=picture,
-        input="data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(),
+        input=jpeg_address(seen.picture, quality=88),
         pictures=[
-            (words, "data:image/png;base64," + base64.b64encode(files[name]).decode())
+            (words, data_address("image/png", files[name]))
             for name, words in PICTURES.items()
         ],
     )  # fmt: skip

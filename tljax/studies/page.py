@@ -160,10 +160,19 @@ def _thumbnails(found: Found, names: Iterable[str]) -> dict[str, str]:
                 picture = decode(source.read(place[name]), short_side=THUMBNAIL)
             except (Unreadable, OSError):
                 continue
-            file = io.BytesIO()
-            Image.fromarray(picture).save(file, "JPEG", quality=80)
-            pictures[name] = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+            pictures[name] = jpeg_address(picture, quality=80)
     return pictures
+
+
+def jpeg_address(picture: np.ndarray, *, quality: int) -> str:
+    """A picture, uint8 `[H, W, 3]`, as a `data:` address."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    return data_address("image/jpeg", file.getvalue())
+
+
+def data_address(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _machine(result: Mapping[str, Any] | None) -> str:

@@ -153,12 +153,19 @@ class Findings:
 
     study: Study
     rows: tuple[Row, ...]
+    _kept: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @functools.cached_property
     def paired(self) -> "PValues":
         """P-values of all pairs of our rows that were tested on the same images, corrected for their number (Holm)."""
         names = [row.cell.name for row in self.rows]
         return self.compare("test", tuple(itertools.combinations(names, 2)))
+
+    def _right(self, split: str) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
+        """`Row.right` of every row; the files are read once for all that is compared."""
+        if split not in self._kept:
+            self._kept[split] = {row.cell.name: row.right(split) for row in self.rows}
+        return self._kept[split]
 
     def over_seeds(self, a: str, b: str, name: str) -> float | None:
         """The p-value that two rows are equally good over seeds, in a measure; None where they share fewer than two."""
@@ -178,7 +185,7 @@ class Findings:
 
     def compare(self, split: str, pairs: Iterable[tuple[str, str]]) -> "PValues":
         """P-values of pairs of rows that answered the same images of a split, corrected for their number (Holm)."""
-        values, right = {}, {row.cell.name: row.right(split) for row in self.rows}
+        values, right = {}, self._right(split)
         for a, b in pairs:
             (names, first), (others, second) = right[a] or NOTHING, right[b] or NOTHING
             if len(names) and np.array_equal(names, others):

@@ -7,7 +7,7 @@ from tljax.losses import wilson_interval
 from tljax.studies import statistics, verdicts
 from tljax.studies.results import Findings, Row, measure
 from tljax.studies.scales import SCALES
-from tljax.studies.study import Study, number
+from tljax.studies.study import Look, Study, number
 
 NOT_CORRECTED = (
     "P-values of pairs of rows are corrected for their number (Holm); "
@@ -18,19 +18,19 @@ NOT_CORRECTED = (
 def markdown(found: Findings, *, scale: str) -> str:
     """The table of a study, what it shows and what it does not, and every difference of protocol."""
     study = found.study
-    lines = [
-        f"## {study.name}: report {study.report}, {study.item}",
-        "",
-        f"{study.title[:1].upper()}{study.title[1:]}.",
-        "",
-    ]
     note = SCALES[scale].note
+    told = [f"- {sentence}" for sentence in sentences(found, compared=not note)]
+    return document(study, note, grid(found, compared=not note), told)
+
+
+def document(study: Study | Look, note: str, table: tuple[list[str], list[list[str]]], told: Sequence[str]) -> str:
+    """A study's title, its table as (head, lines), what is told about it, and its protocol."""
+    title = f"{study.title[:1].upper()}{study.title[1:]}."
+    lines = [f"## {study.name}: report {study.report}, {study.item}", "", title, ""]
     lines += [f"**{note}**", ""] if note else []
-    head, body = grid(found, compared=not note)
-    lines += [cells(head), "|---" * len(head) + "|", *(cells(line) for line in body), ""]
-    lines += [f"- {sentence}" for sentence in sentences(found, compared=not note)]
-    lines += ["", "Protocol:", "", *(f"- {text}" for text in study.protocol)]
-    return "\n".join(lines) + "\n"
+    head, body = table
+    lines += [cells(head), "|---" * len(head) + "|", *map(cells, body), "", *told]
+    return "\n".join([*lines, "", "Protocol:", "", *(f"- {text}" for text in study.protocol)]) + "\n"
 
 
 def grid(found: Findings, *, compared: bool = True) -> tuple[list[str], list[list[str]]]:
