@@ -21,7 +21,8 @@ from tljax.steps import join_parts, own_parts
 if TYPE_CHECKING:
     from tljax.train import Trainer
 
-SPLITS = (("val", "validation"), ("test", "test"))
+SPLITS = {"val": "validation", "test": "test"}
+"""Splits that are evaluated at the end, by their names in predictions.npz, and their names in result.json."""
 
 
 def chosen_row(history: list[dict[str, Any]], select: str = "validation") -> dict[str, Any]:
@@ -40,7 +41,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     x, workdir = trainer.x, trainer.workdir
     trainer.checkpoints.wait()
     restore_best(trainer)
-    logits = {split: trainer.logits(split) for split, _ in SPLITS if split in x.data.splits}
+    logits = {split: trainer.logits(split) for split in SPLITS if split in x.data.splits}
     results = []
     for m in range(len(x.members)):
         folder = workdir / "members" / f"{m:03}" if x.population else workdir
@@ -49,7 +50,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         if jax.process_index() == 0:
             write_member(trainer, folder, result, {split: values[m] for split, values in logits.items()})
     if not x.population:
-        for _, name in SPLITS:
+        for name in SPLITS.values():
             if (found := results[0][name]) is not None:
                 told = console_lib.percent(found["correct"], found["seen"], found["interval95"])
                 which = f", best epoch {found['best_epoch']}" if name == "validation" else ""
@@ -85,7 +86,7 @@ def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> di
     x, history = trainer.x, trainer.histories[m]
     best = chosen_row(history, x.config.select)
     result: dict[str, Any] = {"test": None, "validation": None}
-    for split, name in SPLITS:
+    for split, name in SPLITS.items():
         if split in logits:
             result[name] = score(logits[split], x.data.labels(split), x.plain_loss).as_dict()
     if result["validation"] is not None:
@@ -150,7 +151,7 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
     x, by = trainer.x, "validation" if "val" in trainer.x.data.splits else None
     rows = [
         {"settings": dict(member.settings), "folder": f"members/{m:03}", "best_step": result["best_step"]}
-        | {name: result[name] for _, name in SPLITS}
+        | {name: result[name] for name in SPLITS.values()}
         for m, (member, result) in enumerate(zip(x.members, results, strict=True))
     ]
     best = max(range(len(rows)), key=lambda m: (rows[m][by]["accuracy"], -m)) if by else None
@@ -161,7 +162,7 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
             {axis: str(value) for axis, value in row["settings"].items()}
             | {
                 name: console_lib.percent(row[name]["correct"], row[name]["seen"], row[name]["interval95"])
-                for _, name in SPLITS
+                for name in SPLITS.values()
                 if row[name] is not None
             }
             | (

@@ -161,6 +161,17 @@ def own_folder(args: argparse.Namespace, study: Study) -> Path:
     return args.folder / args.scale / name
 
 
+def check_paths(args: argparse.Namespace) -> None:
+    """Refuses data and weights that the command line names and that are not there: all runs would fail alike."""
+    for text in args.data:
+        kind, _, path = text.partition("=")[2].partition(":")
+        if kind in ("folder", "pets") and not Path(path).is_dir():
+            raise UserError(f"--data {text}: there is no folder {path!r}")
+    weights = pairs("--set", args.set).get("model.weights", "")
+    if "/" in weights and not Path(weights).exists():
+        raise UserError(f"--set model.weights: there is no {weights!r}")
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs what is not done, then writes the tables; 1 if a run failed."""
     tiny = args.scale == "tiny"
@@ -173,6 +184,7 @@ def run(args: argparse.Namespace) -> int:
 
     keep_compilations(small=tiny)
     console, failed = make_console(), 0
+    check_paths(args)
     everything = [asked(args, study) if isinstance(study, Study) else study for study in chosen(args.name)]
     for job in (job for wanted in everything if isinstance(wanted, Asked) for job in wanted.jobs):
         check(make_config(job.fields), look_at_test=True)  # a mistake is told before hours have passed

@@ -214,6 +214,8 @@ def test_commands(tmp_path, capsys, monkeypatch):
         (["run", "000-table2", "--set", "epochs=0"], "epochs=0 is too small; it is at least 1"),
         (["run", "000-table2", "--set", "seed=5"], "--set seed: a study sets it itself"),
         (["run", "000-table2", "--set", "data.size=96", "--scale", "tiny"], "--scale=tiny has its own value"),
+        (["run", "000-table2", "--data", "pets=pets:/nowhere"], "there is no folder '/nowhere'"),
+        (["run", "000-table2", "--set", "model.weights=no/w.pth"], "--set model.weights: there is no 'no/w.pth'"),
         (["run", "000-table2", "--folder", "/proc/none"], "--folder: /proc/none/full/runs cannot be made"),
     ):
         assert command.main(wrong) == 2

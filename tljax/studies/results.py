@@ -13,6 +13,7 @@ import numpy as np
 
 from tljax.command_line import one_line
 from tljax.errors import UserError
+from tljax.finish import SPLITS
 from tljax.losses import predictions, wilson_interval
 from tljax.studies import statistics
 from tljax.studies.jobs import Job, Run
@@ -22,7 +23,6 @@ from tljax.workdir import RESULT, read_result
 
 Result = dict[str, Any]
 PValues = dict[tuple[str, str], float]
-SPLITS = {"test": "test", "val": "validation"}  # their names in predictions.npz and in result.json
 AGAIN = "to run it again, delete"
 NOTHING = (np.empty(0), np.empty((0, 0)))
 

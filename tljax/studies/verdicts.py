@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from tljax.finish import SPLITS
 from tljax.studies import statistics
-from tljax.studies.results import SPLITS, Findings, PValues, Row
+from tljax.studies.results import Findings, PValues, Row
 from tljax.studies.study import Claim, Study, number
 
 NOT_TESTED = "not tested against noise, for want of the same images' answers"
