@@ -31,13 +31,12 @@ def main() -> None:
     """Decodes once, lays out the batches, then runs them through the compiled augmentation, twice."""
     config = common.get_config().data
     config.source, config.split = f"pets:{sys.argv[1]}", "80/20"
-    source, splits = open_data(config, seed=0)
-    data = decode_data(config, source, splits, resize=256, workdir=None)
+    data = decode_data(config, open_data(config, seed=0), resize=256, workdir=None)
     view = jax.jit(make_augment(Augmentation(size=224, rotation=10.0)))
     keys = jax.jit(lambda index: augmentation_keys(example_keys(jax.random.key(0), 0, index)))
 
     batches = list(
-        train_batches(data.pixels, source.labels, data.splits["train"], batch_size=32, seed=0, epoch=0)
+        train_batches(data.pixels, data.targets, data.splits["train"], batch_size=32, seed=0, epoch=0)
     )  # which a thread does while the device computes
 
     def epoch() -> int:

@@ -82,10 +82,10 @@ class Bench:
         """Gives the peer a data set, split as ours splits it; its seconds of decoding."""
         config = common.get_config()
         config.data.source, config.data.split = data["data.source"], data["data.split"]
-        source, splits = open_data(config.data, seed=0)
+        listed = open_data(config.data, seed=0)
         answer = self.ask(
-            "data", root=data["data.source"].partition(":")[2], names=source.names, labels=source.labels.tolist(),
-            splits={name: members.tolist() for name, members in splits.items()},
+            "data", root=data["data.source"].partition(":")[2], names=listed.source.names, labels=listed.truth.tolist(),
+            splits={name: members.tolist() for name, members in listed.splits.items()},
         )  # fmt: skip
         return answer["seconds"]
 

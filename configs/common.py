@@ -25,6 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.split = "official"
     data.val = 0.2  # share of train that becomes validation where the split has none
     data.per_class = 0  # train on so many images per class; 0 for all
+    data.labels = "all"  # of training images: all, a share such as 10%, or a number per class; the rest are unlabelled
+    data.labels_seed = placeholder(int)  # of which ones; empty: `seed`
+    data.pseudo = ""  # a file of labels that a network gave to unlabelled images (see tljax/data/labels.py)
     data.stratify = True  # every split has each class in proportion
     data.split_seed = 0  # apart from `seed`, so that seeds of a run share their test images
     data.resize = 0  # short side, in pixels, that images are kept at; 0: what the weights were evaluated with, else 256
@@ -97,7 +100,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.cache = cache = ml_collections.ConfigDict()
     cache.features = "auto"  # what a prefix that never changes puts out: auto (computed once where that is exact), off
     cache.views = 0  # under random augmentation: train on so many fixed views of each image, and keep their features
+    cache.seed = placeholder(int)  # of those fixed views alone; empty: `seed`
     cache.memory_gb = 0.0  # features beyond this lie in a file of the workdir; 0: half of the free memory
+
+    # Training images without a label (data.labels). pseudo_label: a teacher trains on the labels and labels the others,
+    # students train on both, each the next one's teacher; `epochs` are a student's.
+    config.semi = semi = ml_collections.ConfigDict()
+    semi.method = "none"  # none, pseudo_label
+    semi.rounds = 1  # students, one after the other
+    semi.teacher_epochs = 0  # of the first teacher; 0: `epochs`
+    semi.teacher_noise = True  # whether the first teacher sees augmented images, as its students do
+    semi.select = "all"  # which images are labelled: all, threshold, top (the most confident), top_per_class
+    semi.threshold = 0.95  # least confidence
+    semi.share = 1.0  # top, top_per_class: of the images, in the last round; round r of R has r/R of it
+    semi.targets = "hard"  # hard: the most probable class; soft: the probabilities
+    semi.calibrate = False  # divide logits by a temperature fitted on validation, before the confidence is looked at
+    semi.start = "weights"  # what students start from: weights (model.weights), or teacher
 
     # Many runs in one program over one stream of batches: every combination of the values given. Each member ends
     # where its own single run would.

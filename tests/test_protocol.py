@@ -101,15 +101,17 @@ def test_normalising_by_the_training_images(folder, tmp_path):
 
 def test_only_training_images_are_cut_to_their_boxes(folder):
     config = tiny.make_config(folder).data
-    source, splits = load.open_data(config, seed=0)
+    listed = load.open_data(config, seed=0)
+    source, splits = listed.source, listed.splits
     boxes = np.tile(np.array([0, 0, 0.5, 1], np.float32), (len(source), 1))
     boxes[splits["train"][0]] = np.nan
-    source, config.boxes = dataclasses.replace(source, boxes=boxes), True
-    pixels = load.decode_data(config, source, splits, resize=20, workdir=None).pixels
-    whole = load.decode_data(tiny.make_config(folder).data, source, splits, resize=20, workdir=None).pixels
+    boxed = dataclasses.replace(listed, source=dataclasses.replace(source, boxes=boxes))
+    whole = load.decode_data(config, boxed, resize=20, workdir=None).pixels
+    config.boxes = True
+    pixels = load.decode_data(config, boxed, resize=20, workdir=None).pixels
     for split, members in splits.items():
         for index in members:
             cut = split == "train" and index != splits["train"][0]
             assert (pixels.image(index).shape != whole.image(index).shape) == cut
     with pytest.raises(UserError, match=r"data.boxes=True, but folder:.* knows no boxes"):
-        load.decode_data(config, dataclasses.replace(source, boxes=None), splits, resize=20, workdir=None)
+        load.decode_data(config, listed, resize=20, workdir=None)

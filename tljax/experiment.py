@@ -18,8 +18,9 @@ from tljax.data.colour import Colour
 from tljax.data.load import Data, decode_data, open_data
 from tljax.data.statistics import mean_and_std
 from tljax.errors import UserError
-from tljax.feed import Feed
-from tljax.losses import Loss, make_loss, outputs
+from tljax.feed import Features, Feed
+from tljax.losses import Loss, hard, make_loss, outputs
+from tljax.memo import is_sharing
 from tljax.models import Network, create_model, init_variables, variable_shapes
 from tljax.models.layers import parameter_dtype
 from tljax.report import pictures
@@ -175,13 +176,15 @@ class Experiment:
         )
 
     def feed(
-        self, split: str, *, training: bool = False, features: np.ndarray | None = None, once: bool = False
+        self, images: str | np.ndarray, *, training: bool = False, features: Features | None = None, once: bool = False
     ) -> Feed:
-        """A split as batches, in whole pictures and shuffled for training; gone through but `once`, from the host."""
+        """A split, or other images, as batches: in whole pictures and shuffled for training; gone through but `once`,
+        from the host."""
+        indices = self.data.splits[images] if isinstance(images, str) else images
         return Feed(
             data=self.data,
-            split=split,
-            batch_size=self.batch_size if training else min(self.config.batch_size, len(self.data.splits[split])),
+            indices=indices,
+            batch_size=min(self.config.batch_size, len(indices)),
             training=training,
             views=self.make_views(),
             plain=self.make_views(plain=True),
@@ -200,19 +203,25 @@ class Experiment:
             return 0
         if not augmentation(self.config).random:
             return 1
-        return min(self.config.cache.views, self.config.epochs)
+        views = self.config.cache.views
+        return views if is_sharing() else min(views, self.config.epochs)
+
+    @property
+    def views_seed(self) -> int:
+        """Of the kept views' randomness."""
+        return self.config.seed if self.config.cache.seed is None else self.config.cache.seed
 
     def save_augmented(self, path: Path) -> None:
         """Saves the first training batch as the network will see it."""
         data, size = self.data, min(32, self.batch_size)
         batches = train_batches(
-            data.pixels, data.source.labels, data.splits["train"], batch_size=size, seed=self.config.seed, epoch=0
+            data.pixels, data.targets, data.splits["train"], batch_size=size, seed=self.config.seed, epoch=0
         )
         batch = next(batches)
         keys = augmentation_keys(example_keys(jax.random.key(self.config.seed), 0, batch["index"]))
         views = np.asarray(jax.jit(self.make_views())(keys, batch["image"], batch["size"]))
         seen = 255 * (views * np.float32(self.preprocessing["std"]) + np.float32(self.preprocessing["mean"]))
-        pictures.save_batch(path, seen, [data.source.classes[label] for label in batch["label"]])
+        pictures.save_batch(path, seen, [data.source.classes[label] for label in hard(batch["label"])])
 
 
 def augmentation(config: Any) -> Augmentation:
@@ -238,6 +247,7 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
         "data.per_class": 0, "data.workers": 0, "data.memory_gb": 0, "data.split_seed": 0, "schedule.step_epochs": 0,
         "schedule.warmup_epochs": 0, "schedule.factor": 0, "optimizer.weight_decay": 0, "optimizer.clip": 0,
         "optimizer.momentum": 0, "model.outputs": 0, "augment.copies": 0, "cache.views": 0, "cache.memory_gb": 0,
+        "semi.rounds": 1, "semi.teacher_epochs": 0,
     }  # fmt: skip
     fields = flatten(config.to_dict())
     for name, value in fields.items():
@@ -249,10 +259,12 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
             raise UserError(f"{name}={fields[name]} is too small; it is at least {bound}")
     if config.optimizer.momentum >= 1:
         raise UserError(f"optimizer.momentum={config.optimizer.momentum} is not below 1; sgd would diverge")
-    if config.transfer.seed is not None and not 0 <= config.transfer.seed < 2**32:
-        raise UserError(f"transfer.seed={config.transfer.seed} is not a whole number from 0 that fits in 32 bits")
-    if config.seed >= 2**32:
-        raise UserError(f"seed={config.seed} does not fit in 32 bits")
+    for name in ("seed", "transfer.seed", "data.labels_seed", "cache.seed"):
+        if fields[name] is not None and not 0 <= fields[name] < 2**32:
+            raise UserError(f"{name}={fields[name]} is not a whole number from 0 that fits in 32 bits")
+    for name in ("semi.threshold", "semi.share"):
+        if not 0 < fields[name] <= 1:
+            raise UserError(f"{name}={fields[name]} is not in 0 < x <= 1")
     if config.accumulate > config.batch_size:
         raise UserError(
             f"accumulate={config.accumulate} cuts a batch of batch_size={config.batch_size} into empty parts"
@@ -265,6 +277,8 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
     for name, known in (
         ("data.placement", ("auto", "host", "device")), ("cache.features", ("auto", "off")),
         ("data.normalize", ("weights", "dataset")), ("select", ("validation", "last", "test")),
+        ("semi.method", ("none", "pseudo_label")), ("semi.select", ("all", "threshold", "top", "top_per_class")),
+        ("semi.targets", ("hard", "soft")), ("semi.start", ("weights", "teacher")),
     ):  # fmt: skip
         if fields[name] not in known:
             raise UserError(f"{name}={fields[name]!r} is not one of {', '.join(known)}")
@@ -321,7 +335,8 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
                     "cache.views keeps features of a part that never changes, and this plan has none: something in the "
                     "first group trains or its batch norm moves; leave cache.views out"
                 )
-    source, splits = open_data(d, seed=config.seed)
+    listed = open_data(d, seed=config.seed)
+    source = listed.source
     num_classes = outputs(config.loss.name, len(source.classes))
     if m.outputs and (m.outputs < num_classes or config.loss.name == "sigmoid"):
         raise UserError(f"model.outputs={m.outputs} does not fit loss.name={config.loss.name} on "
@@ -340,14 +355,14 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
 
     resize = d.resize or round(d.size * weights.resize / weights.crop)  # the same share of the picture at any size
     with progress_bar(console, "decoding") as advance:
-        data = decode_data(d, source, splits, resize=resize, workdir=workdir, progress=advance)
+        data = decode_data(d, listed, resize=resize, workdir=workdir, progress=advance)
     counts = ", ".join(f"{name} {len(members):,}" for name, members in data.splits.items())
     console.print(f"{source.spec}: {len(source.classes)} classes; images: {counts}", markup=False)
     if data.skipped:
         name, reason = data.skipped[0]
         console.print(f"skipped {len(data.skipped):,} files, such as {name!r}: {reason}", markup=False)
 
-    mean, std = (weights.mean, weights.std) if d.normalize == "weights" else mean_and_std(data.pixels, splits["train"])
+    mean, std = (weights.mean, weights.std) if d.normalize == "weights" else mean_and_std(data.pixels, data.pool)
     preprocessing = {"resize": resize, "crop": d.size, "mean": list(d.mean or mean), "std": list(d.std or std)}
     model = build(num_classes=num_classes)
     variables, origin = start(model, members[0], loaded, started)

@@ -18,7 +18,8 @@ from rich.console import Console
 from tljax.data.pixels import available_memory
 from tljax.errors import UserError
 from tljax.experiment import Experiment, augmentation
-from tljax.feed import run_over
+from tljax.feed import Features, run_over
+from tljax.memo import is_sharing, shared
 from tljax.models import Network
 from tljax.steps import parallel_forward_step
 from tljax.workdir import write_json
@@ -30,18 +31,18 @@ class Kept:
 
     Attributes:
       record: what result.json says about them.
-      splits: `[n, views, ...]` by split: train unless its images are augmented anew each epoch, val where there is one.
+      splits: by split: train (of all training images, with labels or without) unless its images are augmented anew each
+        epoch, val where there is one; where runs share, whatever else is evaluated.
     """
 
     record: dict[str, Any]
-    splits: dict[str, np.ndarray]
+    splits: dict[str, Features]
 
 
 def keep(
     x: Experiment,
     phase: int,
     variables: Any,
-    key: jax.Array,
     *,
     workdir: Path,
     console: Console,
@@ -53,7 +54,6 @@ def keep(
       x: the experiment.
       phase: which of its phases begins.
       variables: replicated.
-      key: the run's.
       workdir: where features lie that outgrow the memory.
       console: where to print.
       pause: called after each batch; it may raise.
@@ -62,13 +62,16 @@ def keep(
       UserError: when the disk has no room for features of views that were asked for.
     """
     cache, cut, size = x.config.cache, x.cut(phase), x.config.data.size
-    views = {split: n for split, n in (("train", x.views), ("val", 1)) if n and split in x.data.splits}
+    views = {"train": x.views} | dict.fromkeys(("val", "test", "unlabelled") if is_sharing() else ("val",), 1)
+    views = {name: n for name, n in views.items() if n and name in x.data.splits}
+    # Of all training images, so that runs with other labels share them.
+    wanted = {name: x.data.pool if name in ("train", "unlabelled") else x.data.splits[name] for name in views}
     if cut is None or cache.features == "off" or not views:
         return None
     one: Any = jax.eval_shape(
         lambda v: x.model.apply(v, jnp.zeros((1, size, size, 3)), end=cut), jax_utils.unreplicate(variables)
     )
-    images = sum(len(x.data.splits[split]) * n for split, n in views.items())
+    images = sum(len(wanted[name]) * n for name, n in views.items())
     needed = images * one.size * one.dtype.itemsize
     spill = needed > (int(cache.memory_gb * 2**30) or available_memory() // 2)
     below = x.model.stages[: x.model.stages.index(cut)]
@@ -81,8 +84,11 @@ def keep(
     began, where = time.perf_counter(), "file" if spill else "memory"
     try:
         found = {
-            split: _features_of(x, phase, split, n, one, variables, key, workdir if spill else None, pause)
-            for split, n in views.items()
+            name: Features(
+                _features_of(x, phase, name, wanted[name], n, one, variables, workdir if spill else None, pause),
+                wanted[name],
+            )
+            for name, n in views.items()
         }
     except UserError as error:
         if cache.views:
@@ -109,31 +115,30 @@ def keep(
 def _features_of(
     x: Experiment,
     phase: int,
-    split: str,
+    name: str,
+    wanted: np.ndarray,
     views: int,
     one: Any,
     variables: Any,
-    key: jax.Array,
     folder: Path | None,
     pause: Callable[[], None],
 ) -> np.ndarray:
-    """Features `[n, views, ...]` of a split, in a file of `folder` if given; `one` has the shape and type of a batch of
+    """Features `[n, views, ...]` of images, in a file of `folder` if given; `one` has the shape and type of a batch of
     one."""
-    cut = x.cut(phase)
+    cut, seed, known, file = x.cut(phase), x.views_seed, "", None
     assert cut is not None
-    pictures, known, file = x.feed(split, training=split == "train", once=True), "", None
-    if folder is not None:
+    pictures = x.feed(wanted, training=name == "train", once=True)
+    if folder is not None or is_sharing():
         inputs = {
             **x.preprocessing,
-            "pixels": x.data.pixels_digest,
-            "images": x.data.fingerprint,
-            "split": split,
+            "pixels": x.data.pixels.digest,
+            "images": [x.data.source.names[i] for i in wanted],
             "views": views,
-            "augment": repr(augmentation(x.config)) if pictures.training else "",
-            "seed": x.config.seed,
+            "augment": (repr(augmentation(x.config)), seed) if pictures.training else "",
         }
         known = digest(x.model, cut, jax_utils.unreplicate(variables), inputs)
-        file = folder / f"features-{split}-{jax.process_index()}.npy"
+    if folder is not None:
+        file = folder / f"features-{name}-{jax.process_index()}.npy"
         if (found := reopen(file, known, one.dtype)) is not None:
             return found
     step = parallel_forward_step(x.forward_step(phase, pictures, end=cut))
@@ -141,12 +146,15 @@ def _features_of(
     def outputs() -> Iterator[tuple[int, int, np.ndarray]]:
         for view in range(views):
             first = 0
-            for values in run_over(step, pictures, variables, key, x.replicas, view=view):
+            for values in run_over(step, pictures, variables, jax.random.key(seed), x.replicas, view=view):
                 yield first, view, values
                 first += len(values)
                 pause()
 
-    return collect(outputs(), (len(pictures.indices), views, *one.shape[1:]), one.dtype, file=file, key=known)
+    shape = (len(wanted), views, *one.shape[1:])
+    if file is not None:  # it goes when its run ends
+        return collect(outputs(), shape, one.dtype, file=file, key=known)
+    return shared(known, lambda: collect(outputs(), shape, one.dtype, file=None, key=known))
 
 
 def digest(model: Network, end: str, variables: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,20 @@ from tljax.data.load import Data
 from tljax.steps import Replicas
 
 
+class Features(NamedTuple):
+    """What a frozen part of the network puts out: `[n, views, ...]`, and which images that is of, int `[n]`."""
+
+    values: np.ndarray
+    images: np.ndarray
+
+
 @dataclasses.dataclass
 class Feed:
-    """One split, as batches.
+    """Some images, as batches.
 
     Attributes:
       data: the images.
-      split: which of them.
+      indices: which of them.
       batch_size: rows of a global batch.
       training: whole pictures, to be augmented, in an order drawn anew each epoch; else central squares in order.
       views: `(keys, images, sizes) -> inputs`, for training.
@@ -37,13 +44,13 @@ class Feed:
       normalize: `images -> inputs`, for evaluation.
       crop: side of the squares.
       seed: of the order.
-      features: `[n, views, ...]` of the split's images, in its order; None to feed pictures.
+      features: of at least these images; None to feed pictures.
       placement: 'host', 'device', or 'auto'.
       copies: how often each training image comes augmented, after it came plain; 0: once, augmented.
     """
 
     data: Data
-    split: str
+    indices: np.ndarray
     batch_size: int
     training: bool
     views: Callable[..., jax.Array]
@@ -51,24 +58,21 @@ class Feed:
     normalize: Callable[[Any], jax.Array]
     crop: int
     seed: int
-    features: np.ndarray | None = None
+    features: Features | None = None
     placement: str = "auto"
     copies: int = 0
 
     def __post_init__(self):
         indices = self.indices
+        held = indices if self.features is None else self.features.images
         self._images = len(self.data.source.names)
         self._rows = np.zeros(self._images, np.int32)
-        self._rows[indices] = np.arange(len(indices), dtype=np.int32)
+        self._rows[held] = np.arange(len(held), dtype=np.int32)
         self._canvas = canvas_of(self.data.pixels, indices) if self.training else (self.crop, self.crop)
         one = int(np.prod(self._canvas)) * 3
-        size = len(indices) * one if self.features is None else self.features.nbytes
+        size = len(indices) * one if self.features is None else self.features.values.nbytes
         on_device = self.placement == "device" or (self.placement == "auto" and fits_on_device(size))
         self.resident = jax_utils.replicate(self._everything()) if on_device else {}
-
-    @property
-    def indices(self) -> np.ndarray:
-        return self.data.splits[self.split]
 
     @property
     def count(self) -> int:
@@ -81,9 +85,9 @@ class Feed:
         return {"resident": self.resident} if self.resident else {}
 
     def _everything(self) -> dict[str, np.ndarray]:
-        """All inputs of the split at once, in its order, for the devices."""
+        """All inputs at once, in the order of their rows, for the devices."""
         if self.features is not None:
-            return {"feature": np.asarray(self.features)}
+            return {"feature": np.asarray(self.features.values)}
         return self._pictures({"index": self.indices, "mask": np.ones(len(self.indices), np.float32)})
 
     def _pictures(self, batch: Batch) -> Batch:
@@ -99,7 +103,7 @@ class Feed:
 
         Copy c of image i has the index i + c x images, and so a key of its own.
         """
-        labels = np.tile(self.data.source.labels, 1 + self.copies)
+        labels = np.concatenate([self.data.targets] * (1 + self.copies))
         indices = np.concatenate([self.indices + c * self._images for c in range(1 + self.copies)])
         options: dict[str, Any] = {"batch_size": self.batch_size, "start": start, "rows": rows}
         if self.training and shuffle:
@@ -111,7 +115,7 @@ class Feed:
             if self.resident:
                 yield batch | {"row": row}
             elif self.features is not None:
-                yield batch | {"feature": self.features[row, epoch % self.features.shape[1]]}
+                yield batch | {"feature": self.features.values[row, epoch % self.features.values.shape[1]]}
             else:
                 yield batch | self._pictures(batch)
 

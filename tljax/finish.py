@@ -21,6 +21,7 @@ from tljax.steps import join_parts, own_parts
 if TYPE_CHECKING:
     from tljax.train import Trainer
 
+PREDICTIONS = "predictions.npz"
 SPLITS = {"val": "validation", "test": "test"}
 """Splits that are evaluated at the end, by their names in predictions.npz, and their names in result.json."""
 
@@ -41,7 +42,8 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     x, workdir = trainer.x, trainer.workdir
     trainer.checkpoints.wait()
     restore_best(trainer)
-    logits = {split: trainer.logits(split) for split in SPLITS if split in x.data.splits}
+    # What it says of images without a label is for whoever wants to give them one.
+    logits = {split: trainer.logits(split) for split in (*SPLITS, "unlabelled") if split in x.data.splits}
     results = []
     for m in range(len(x.members)):
         folder = workdir / "members" / f"{m:03}" if x.population else workdir
@@ -136,8 +138,10 @@ def write_member(trainer: Trainer, folder: Path, result: dict[str, Any], logits:
     folder.mkdir(parents=True, exist_ok=True)
     for split, values in logits.items():
         names = np.array([data.source.names[i] for i in data.splits[split]])
-        predictions |= {f"{split}_logits": values, f"{split}_labels": data.labels(split), f"{split}_names": names}
-    np.savez_compressed(folder / "predictions.npz", allow_pickle=False, **predictions)
+        predictions |= {f"{split}_logits": values, f"{split}_names": names}
+        if split in SPLITS:
+            predictions[f"{split}_labels"] = data.labels(split)
+    np.savez_compressed(folder / PREDICTIONS, allow_pickle=False, **predictions)
     if trainer.x.config.pictures:
         chosen = chosen_row(result["history"], trainer.x.config.select)
         pictures.save_curves(folder / "curves.png", result["history"], chosen)

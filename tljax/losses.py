@@ -13,7 +13,7 @@ import optax
 from tljax.errors import UserError
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
-"""Logits `[B, outputs]`, labels int `[B]` -> losses `[B]`, float32 or better."""
+"""Logits `[B, outputs]`; labels int `[B]` or probabilities `[B, classes]` -> losses `[B]`, float32 or better."""
 
 
 def make_loss(name: str, *, label_smoothing: float = 0.0) -> Loss:
@@ -34,12 +34,14 @@ def make_loss(name: str, *, label_smoothing: float = 0.0) -> Loss:
 
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        if name == "sigmoid":
-            target = optax.smooth_labels(jax.nn.one_hot(labels, 2, dtype=logits.dtype), label_smoothing)[:, 1]
-            return optax.sigmoid_binary_cross_entropy(logits[:, 0], target)
-        if not label_smoothing:
+        soft = labels.ndim == 2
+        if not soft and not label_smoothing and name == "softmax":
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        target = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+        classes = 2 if name == "sigmoid" else logits.shape[-1]
+        target = labels.astype(logits.dtype) if soft else jax.nn.one_hot(labels, classes, dtype=logits.dtype)
+        target = optax.smooth_labels(target, label_smoothing)
+        if name == "sigmoid":
+            return optax.sigmoid_binary_cross_entropy(logits[:, 0], target[:, 1])
         return optax.softmax_cross_entropy(logits, target)
 
     return loss
@@ -57,6 +59,11 @@ def predictions(logits: Any) -> Any:
     if logits.shape[-1] == 1:
         return (logits[..., 0] > 0).astype(np.int32)
     return logits.argmax(-1).astype(np.int32)
+
+
+def hard(labels: Any) -> Any:
+    """Class indices `[B]` of labels, which may be probabilities `[B, classes]`."""
+    return labels if labels.ndim == 1 else labels.argmax(-1).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

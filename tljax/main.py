@@ -58,17 +58,17 @@ def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     tune_cpu()
     import jax  # after the flags: a mistake is answered at once
 
-    from tljax import demo, train
+    from tljax import demo, runs
 
     keep_compilations()
     if values.coordinator:
         if values.process >= values.processes:
             raise UserError(f"--process={values.process} is not one of --processes={values.processes}, from 0")
         jax.distributed.initialize(values.coordinator, values.processes, values.process)
-    runs = {"train": train.run, "demo": demo.run}
-    if config.run not in runs:
-        raise UserError(f"config.run={config.run!r} is not one of {', '.join(runs)}")
-    runs[config.run](config, Path(values.workdir or f"runs/{path.stem}"), overwrite=values.overwrite)
+    kinds = {"train": runs.run, "demo": demo.run}
+    if config.run not in kinds:
+        raise UserError(f"config.run={config.run!r} is not one of {', '.join(kinds)}")
+    kinds[config.run](config, Path(values.workdir or f"runs/{path.stem}"), overwrite=values.overwrite)
 
 
 def keep_compilations(*, small: bool = False) -> None:

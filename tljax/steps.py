@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from tljax.losses import Loss, predictions
+from tljax.losses import Loss, hard, predictions
 from tljax.models import Network, Pass
 from tljax.state import TrainState
 from tljax.transfer.optimizer import Schedule
@@ -131,8 +131,9 @@ def make_train_step(
       axis: the name of the replicas' axis; None for a step outside pmap.
 
     Returns:
-      The step. A batch has label `[B]`, index `[B]`, mask `[B]`, epoch `[]`, and what `inputs` reads. Metrics are sums
-      over the whole batch (loss, correct, seen) and the norm of the gradient, with an axis of members in a population.
+      The step. A batch has label `[B]` or `[B, classes]`, index `[B]`, mask `[B]`, epoch `[]`, and what
+      `inputs` reads. Metrics are sums over the whole batch (loss, correct, seen) and the norm of the gradient, with an
+      axis of members in a population.
     """
     alone = how == "alone"
     shared_prefix = cut if cut != begin else None
@@ -164,7 +165,7 @@ def make_train_step(
             logits, changed = model.apply(variables, part_of["x"], forward, begin=cut or begin, mutable=["batch_stats"])
             moved = dict(traverse_util.flatten_dict(changed.get("batch_stats", {})))
             losses = loss(logits, part_of["label"]) * part_of["mask"]
-            right = (predictions(logits) == part_of["label"]) * part_of["mask"]
+            right = (predictions(logits) == hard(part_of["label"])) * part_of["mask"]
             sums = {"loss": losses.sum(), "correct": right.sum(), "seen": part_of["mask"].sum()}
             return losses.sum() / seen, ({p: moved.get(p, v) for p, v in stats.items()}, sums)
 

@@ -13,6 +13,7 @@ import numpy as np
 from flax import jax_utils
 from rich.console import Console
 
+from tljax import memo
 from tljax import workdir as folders
 from tljax.checkpoint import Checkpoints
 from tljax.clock import Clock
@@ -39,6 +40,7 @@ def run(
     overwrite: bool = False,
     console: Console | None = None,
     look_at_test: bool = False,
+    before: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Trains, picks the best epoch by validation, tests once.
 
@@ -51,6 +53,7 @@ def run(
       overwrite: throw away another run that is there.
       console: where to print.
       look_at_test: allows `select='test'`, which tests every epoch. Studies of reports that chose so are alone in it.
+      before: called when everything has been found good, and nothing is written yet.
 
     Returns:
       What `result.json` holds.
@@ -60,6 +63,7 @@ def run(
       Interrupted: on SIGINT or SIGTERM, after saving.
     """
     began = time.perf_counter()
+    memo.begin_run()
     first = jax.process_index() == 0
     console = console or console_lib.make_console(quiet=not first)
     check(config, look_at_test=look_at_test)
@@ -70,6 +74,7 @@ def run(
         title = f"Plan of epochs {phase.first + 1} to {phase.last}" if len(phases) > 1 else "Plan"
         title += f" (rates of the first of {len(experiment.members)} members)" if experiment.population else ""
         console_lib.print_table(console, title, plan.table())
+    before()
     with contextlib.ExitStack() as stack:
         if first:  # only now: a run that cannot begin leaves nothing behind, and throws nothing away
             stack.enter_context(folders.locked(workdir))
@@ -177,7 +182,7 @@ class Trainer:
                 self.enter(number)
             self.evaluators = {}
             self.kept = keep(
-                self.x, number, self.state.variables, self.key, workdir=self.workdir, console=self.console,
+                self.x, number, self.state.variables, workdir=self.workdir, console=self.console,
                 pause=lambda: self.stop_if(caught),
             )  # fmt: skip
             self.features = self.kept.record if self.kept else self.features

@@ -53,7 +53,8 @@ def test_cartoons_as_the_third_report_has_them(shared):
     sizes = {}
     for split in ("holdout:10", "holdout:10:swapped"):
         config.split = split
-        source, splits = open_data(config, seed=0)
+        listed = open_data(config, seed=0)
+        source, splits = listed.source, listed.splits
         sizes[split] = [len(splits[name]) for name in ("train", "val", "test")]
         pixels = decode_all(source, splits["train"], short_side=256)
         mean, std = mean_and_std(pixels, splits["train"])

@@ -15,7 +15,7 @@ Batch = dict[str, np.ndarray]
 
 image: uint8 `[B, H, W, 3]`; the picture at the top left, zeros beyond it.
 size: int32 `[B, 2]`, height and width of the picture within `image`.
-label: int32 `[B]`.
+label: int32 `[B]`, or float32 `[B, classes]` where labels are probabilities.
 index: int32 `[B]`, the index in the source.
 mask: float32 `[B]`, 1; 0 where the last batch is filled up. Such a row is a black picture that fills `image`, with
   label and index 0: nothing computed from its size divides by zero, and no sum under the mask sees it.
@@ -90,11 +90,13 @@ def in_order(
     """Label, index and mask of batches in the order of `indices`."""
     if rows is None or isinstance(rows, slice):
         rows = np.arange(batch_size)[rows or slice(None)]
+    labels = np.asarray(labels, np.int32 if np.ndim(labels) == 1 else np.float32)
     for number in range(start, num_batches(len(indices), batch_size)):
         chosen = indices[number * batch_size : (number + 1) * batch_size]
         mask = (rows < len(chosen)).astype(np.float32)
         index = np.where(mask > 0, chosen[np.minimum(rows, len(chosen) - 1)], 0).astype(np.int32)
-        yield {"label": np.where(mask > 0, np.asarray(labels)[index], 0).astype(np.int32), "index": index, "mask": mask}
+        label = np.where(mask.reshape(-1, *[1] * (labels.ndim - 1)) > 0, labels[index], 0)
+        yield {"label": label.astype(labels.dtype), "index": index, "mask": mask}
 
 
 def whole_pictures(pixels: Pixels, batch: Batch, canvas: tuple[int, int]) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tljax.data import labels
 from tljax.data import pixels as pixels_lib
 from tljax.data.folder import open_folder
 from tljax.data.pets import open_pets
@@ -17,16 +18,38 @@ from tljax.data.shapes import open_shapes
 from tljax.data.source import Source
 from tljax.data.splits import make_splits
 from tljax.errors import UserError
+from tljax.memo import is_sharing, shared
 from tljax.workdir import SPILL
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """What a run trains and is tested on: indices by split into one source, and its pixels."""
+class Listed:
+    """What a run trains and is tested on, before an image is read.
+
+    Attributes:
+      source: the images; labels that are out of reach are `labels.HIDDEN`.
+      splits: indices into it. Where some training images have no label, `unlabelled` are all of those, and `train` the
+        labelled ones and those that were given a pseudo-label.
+      targets: what training takes for labels, by index: int32 `[N]`, or probabilities, float32 `[N, classes]`.
+      truth: the labels that the source has, int32 `[N]`. For analysis after the fact, nothing else.
+    """
 
     source: Source
-    pixels: Pixels
     splits: dict[str, np.ndarray]
+    targets: np.ndarray
+    truth: np.ndarray
+
+    @property
+    def pool(self) -> np.ndarray:
+        """All training images, with labels or without, sorted."""
+        return np.union1d(self.splits["train"], self.splits.get("unlabelled", self.splits["train"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Listed):
+    """The same with its pixels."""
+
+    pixels: Pixels
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -35,19 +58,11 @@ class Data:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of which images, by name and class, are in which split."""
+        """A digest of which images, by name and target, are in which split."""
         digest = hashlib.sha256(repr(self.source.classes).encode())
         for split, members in sorted(self.splits.items()):
-            named = [(self.source.names[i], int(self.source.labels[i])) for i in members]
+            named = [(self.source.names[i], self.targets[i].tolist()) for i in members]
             digest.update(repr((split, named)).encode())
-        return digest.hexdigest()
-
-    @functools.cached_property
-    def pixels_digest(self) -> str:
-        """A digest of the decoded images, taken a piece at a time."""
-        digest, buffer = hashlib.blake2b(), self.pixels.buffer
-        for start in range(0, buffer.size, 1 << 26):
-            digest.update(np.ascontiguousarray(buffer[start : start + (1 << 26)]).data)
         return digest.hexdigest()
 
     def labels(self, split: str) -> np.ndarray:
@@ -75,12 +90,13 @@ def open_source(spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0
     raise UserError(f"data.source={spec!r} is not one of folder:PATH, pets:PATH, tfds:NAME, shapes:TASK")
 
 
-def open_data(config: Any, *, seed: int) -> tuple[Source, dict[str, np.ndarray]]:
+def open_data(config: Any, *, seed: int) -> Listed:
     """Lists and splits; reads no image.
 
     Args:
       config: `config.data`.
-      seed: draws the procedural tasks.
+      seed: draws the procedural tasks and, unless the config has a seed of its own for that, which images keep their
+        labels.
 
     Raises:
       UserError: for whatever does not fit, an empty split among it.
@@ -97,13 +113,27 @@ def open_data(config: Any, *, seed: int) -> tuple[Source, dict[str, np.ndarray]]
         seed=config.split_seed,
         stratify=config.stratify,
     )
-    return source, splits
+    if config.pseudo and config.labels == "all":
+        raise UserError(f"data.pseudo={config.pseudo} has labels for unlabelled images, but data.labels=all")
+    truth = targets = source.labels
+    if config.labels != "all":
+        own = seed if config.labels_seed is None else config.labels_seed
+        labelled, unlabelled = labels.cut_labels(
+            source, splits["train"], config.labels, seed=own, stratify=config.stratify
+        )
+        known = truth.copy()
+        known[unlabelled] = labels.HIDDEN
+        source, targets = dataclasses.replace(source, labels=known), known
+        splits = {"train": labelled, "unlabelled": unlabelled} | {k: v for k, v in splits.items() if k != "train"}
+        if config.pseudo:
+            pseudo = labels.PseudoLabels.load(Path(config.pseudo))
+            splits["train"], targets = labels.give(source, labelled, unlabelled, pseudo)
+    return Listed(source, splits, targets, truth)
 
 
 def decode_data(
     config: Any,
-    source: Source,
-    splits: dict[str, np.ndarray],
+    listed: Listed,
     *,
     resize: int,
     workdir: Path | None,
@@ -113,8 +143,7 @@ def decode_data(
 
     Args:
       config: `config.data`.
-      source: the images.
-      splits: indices into it.
+      listed: the images and their splits.
       resize: short side in pixels to keep.
       workdir: where decoded images lie that outgrow the memory; None forbids that.
       progress: called with images decoded and images in all.
@@ -122,20 +151,27 @@ def decode_data(
     Raises:
       UserError: when a split has no image that can be read, or boxes are asked for and there are none.
     """
-    boxes = None
+    source, boxes = listed.source, None
     if config.boxes:
         if source.boxes is None:
             raise UserError(f"data.boxes=True, but {source.spec} knows no boxes")
         boxes = np.full_like(source.boxes, np.nan)
-        boxes[splits["train"]] = source.boxes[splits["train"]]
-    decoded = pixels_lib.decode_all(
-        source,
-        np.concatenate(list(splits.values())),
-        short_side=resize,
-        boxes=boxes,
-        workers=config.workers or None,
-        memory_bytes=int(config.memory_gb * 2**30) or None,
-        spill=workdir and workdir / SPILL,
-        progress=progress,
-    )
-    return Data(source, decoded, pixels_lib.drop(splits, decoded))
+        boxes[listed.pool] = source.boxes[listed.pool]
+    wanted = np.unique(np.concatenate(list(listed.splits.values())))
+
+    def decode() -> Pixels:
+        return pixels_lib.decode_all(
+            source,
+            wanted,
+            short_side=resize,
+            boxes=boxes,
+            workers=config.workers or None,
+            memory_bytes=int(config.memory_gb * 2**30) or None,
+            spill=workdir and workdir / SPILL,
+            progress=progress,
+        )
+
+    key = f"{source.spec} {pixels_lib.key_of(source, wanted, resize, boxes)}" if is_sharing() else ""
+    decoded = shared(key, decode)
+    splits = pixels_lib.drop(listed.splits, decoded)
+    return Data(source, splits, listed.targets, listed.truth, decoded)

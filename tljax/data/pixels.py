@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from tljax.errors import UserError
 
 # A cache file is the pixels, then a JSON record, the record's length in 8 bytes, and this.
 _MAGIC = b"tljaxpx1"
+MAX_ASPECT = 2.0  # see `decode`
 _IN_FLIGHT = 4  # decoded images waiting for their turn, per worker
 
 
@@ -50,6 +52,14 @@ class Pixels:
         start = int(self.offsets[index])
         return self.buffer[start : start + height * width * 3].reshape(height, width, 3)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """A digest of the buffer, taken a piece at a time."""
+        digest = hashlib.blake2b()
+        for start in range(0, self.buffer.size, 1 << 26):
+            digest.update(np.ascontiguousarray(self.buffer[start : start + (1 << 26)]).data)
+        return digest.hexdigest()
+
     @property
     def held(self) -> np.ndarray:
         """bool `[N]`: which images of the source are here."""
@@ -61,7 +71,7 @@ def decode_all(
     indices: np.ndarray,
     *,
     short_side: int,
-    max_aspect: float = 2.0,
+    max_aspect: float = MAX_ASPECT,
     boxes: np.ndarray | None = None,
     workers: int | None = None,
     memory_bytes: int | None = None,
@@ -87,7 +97,7 @@ def decode_all(
       UserError: the images outgrow the memory and there is no `spill`, or no room for it, or it is another's file.
     """
     wanted = np.unique(np.asarray(indices, np.int64))
-    key = _key(source, wanted, short_side, max_aspect, boxes) if spill else ""
+    key = key_of(source, wanted, short_side, boxes, max_aspect=max_aspect) if spill else ""
     if spill and (kept := _reopen(Path(spill), key, len(source), wanted)):
         if progress:
             progress(len(wanted), len(wanted))
@@ -192,7 +202,9 @@ def _offsets(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], ends[:-1]]).astype(np.int64)
 
 
-def _key(source: Source, wanted: np.ndarray, short_side: int, max_aspect: float, boxes: np.ndarray | None) -> str:
+def key_of(
+    source: Source, wanted: np.ndarray, short_side: int, boxes: np.ndarray | None, *, max_aspect: float = MAX_ASPECT
+) -> str:
     """A digest of all that the decoded images depend on, short of reading every file."""
     digest = hashlib.sha256(f"{PIL.__version__} {short_side} {max_aspect} {len(source)}".encode())
     digest.update(b"" if boxes is None else boxes[wanted].tobytes())

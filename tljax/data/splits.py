@@ -101,7 +101,7 @@ def _fractions(split: str) -> dict[str, Fraction]:
     return {name: number / total for name, number in zip(("val", "test"), numbers[1:], strict=False) if number}
 
 
-def _groups(
+def permuted(
     source: Source, pool: np.ndarray, *, purpose: int, seed: int, stratify: bool
 ) -> list[tuple[int, np.ndarray]]:
     """(crc32 of the class name, permuted indices) for each class of `pool`; one group for all if not `stratify`."""
@@ -122,7 +122,7 @@ def _cut(
 ) -> dict[str, np.ndarray]:
     """`pool` divided into `shares` and, as the rest, `train`."""
     taken: dict[str, list[np.ndarray]] = {name: [] for name in ("train", *shares)}
-    for _, order in _groups(source, pool, purpose=purpose, seed=seed, stratify=stratify):
+    for _, order in permuted(source, pool, purpose=purpose, seed=seed, stratify=stratify):
         at = 0
         for name, share in shares.items():
             count = int(share * len(order))
@@ -140,7 +140,7 @@ def _fold(source: Source, split: str, *, seed: int, stratify: bool) -> dict[str,
     test = np.sort(np.asarray(source.splits.get("test", np.zeros(0)), np.int64))
     pool = np.setdiff1d(np.arange(len(source)), test)
     held: list[np.ndarray] = []
-    for crc, order in _groups(source, pool, purpose=_SPLIT, seed=seed, stratify=stratify):
+    for crc, order in permuted(source, pool, purpose=_SPLIT, seed=seed, stratify=stratify):
         # Starting each class at another fold keeps folds of many small classes the same size.
         held.append(order[(np.arange(len(order)) + crc) % count == fold])
     validation = np.sort(np.concatenate(held))
@@ -155,7 +155,7 @@ def _hold_out(source: Source, split: str, *, seed: int, stratify: bool) -> dict[
         raise UserError(
             f"split {split!r} is unknown; 'holdout:P' and 'holdout:P:swapped' take a percentage, as holdout:10"
         )
-    groups = _groups(source, np.arange(len(source)), purpose=_SPLIT, seed=seed, stratify=stratify)
+    groups = permuted(source, np.arange(len(source)), purpose=_SPLIT, seed=seed, stratify=stratify)
     cuts = [(order, int(share * len(order) + Fraction(1, 2))) for _, order in groups]
     few = np.sort(np.concatenate([order[:count] for order, count in cuts]))
     rest = np.sort(np.concatenate([order[count:] for order, count in cuts]))
@@ -164,7 +164,7 @@ def _hold_out(source: Source, split: str, *, seed: int, stratify: bool) -> dict[
 
 def _few(source: Source, train: np.ndarray, count: int, *, seed: int, stratify: bool) -> np.ndarray:
     del stratify  # "k per class" is about classes, however the rest was divided
-    kept = [order[:count] for _, order in _groups(source, train, purpose=_FEW, seed=seed, stratify=True)]
+    kept = [order[:count] for _, order in permuted(source, train, purpose=_FEW, seed=seed, stratify=True)]
     for name, members in zip(source.classes, kept, strict=True):
         if not members.size:
             raise UserError(

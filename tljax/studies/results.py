@@ -13,7 +13,7 @@ import numpy as np
 
 from tljax.command_line import one_line
 from tljax.errors import UserError
-from tljax.finish import SPLITS
+from tljax.finish import PREDICTIONS, SPLITS
 from tljax.losses import predictions, wilson_interval
 from tljax.studies import statistics
 from tljax.studies.jobs import Job, Run
@@ -77,7 +77,7 @@ class Found:
 
     def predictions(self, split: str) -> "Predictions":
         """What it answered to the images of a split, `test` or `val`."""
-        path = self.folder / "predictions.npz"
+        path = self.folder / PREDICTIONS
         try:
             with np.load(path) as file:
                 return Predictions(file[f"{split}_names"], file[f"{split}_labels"], file[f"{split}_logits"])

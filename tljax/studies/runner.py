@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tljax import train
+from tljax import memo, train
+from tljax import runs as runs_lib
 from tljax import workdir as folders
 from tljax.command_line import one_line
 from tljax.errors import UserError
@@ -72,7 +73,7 @@ def run_job(job: Job, runs: Path, console: Console) -> None:
     """
     with folders.locked(runs / ".locks" / job.key):
         if not is_done(job.key, runs):
-            train.run(make_config(job.fields, runs), runs / job.key, console=console, look_at_test=True)
+            runs_lib.run(make_config(job.fields, runs), runs / job.key, console=console, look_at_test=True)
         failure(job.key, runs).unlink(missing_ok=True)
 
 
@@ -87,6 +88,11 @@ def run_jobs(jobs: Sequence[Job], runs: Path, console: Console) -> Outcome:
     Raises:
       Interrupted: on SIGINT or SIGTERM; the run under way is saved, and the same command goes on.
     """
+    with memo.sharing():
+        return _run_all(jobs, runs, console)
+
+
+def _run_all(jobs: Sequence[Job], runs: Path, console: Console) -> Outcome:
     outcome, waiting = Outcome(), list(jobs)
     while waiting:
         busy = []

@@ -1,0 +1,150 @@
+"""Few labels: which images keep theirs, and labels that a network gave to the others."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from tljax import train
+from tljax.data import labels, load
+from tljax.data.labels import PseudoLabels, cut_labels
+from tljax.data.source import Source
+from tljax.errors import UserError
+from tljax.report.console import make_console
+
+QUIET = make_console(quiet=True)
+
+
+def make_source(counts=(200, 60, 7)) -> Source:
+    where = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    names = tuple(f"{label}/{i:04}" for i, label in enumerate(where))
+    return Source("made", names, where, tuple("abc"[: len(counts)]), lambda index: b"")
+
+
+def of_each(source, chosen):
+    return np.bincount(source.labels[chosen], minlength=len(source.classes)).tolist()
+
+
+def test_a_share_of_each_class_or_of_all_or_a_number_per_class():
+    source, everything = make_source(), np.arange(267)
+    labelled, unlabelled = cut_labels(source, everything, "10%", seed=0, stratify=True)
+    assert of_each(source, labelled) == [20, 6, 1]
+    assert np.array_equal(np.union1d(labelled, unlabelled), everything) and len(labelled) + len(unlabelled) == 267
+    assert of_each(source, cut_labels(source, everything, "1%", seed=0, stratify=True)[0]) == [2, 1, 1]
+    assert of_each(source, cut_labels(source, everything, "4", seed=0, stratify=False)[0]) == [4, 4, 4]
+    uniform = [of_each(source, cut_labels(source, everything, "1%", seed=s, stratify=False)[0]) for s in range(40)]
+    assert all(sum(counts) == 3 for counts in uniform) and any(counts[2] for counts in uniform)
+    assert any(0 in counts[:2] for counts in uniform)  # a class may be left without any
+
+
+def test_larger_shares_contain_smaller_ones_and_seeds_differ():
+    source, everything = make_source(), np.arange(267)
+    for stratify in (True, False):
+        few, more = (cut_labels(source, everything, how, seed=1, stratify=stratify)[0] for how in ("3%", "20%"))
+        assert set(few) < set(more)
+        assert set(few) != set(cut_labels(source, everything, "3%", seed=2, stratify=stratify)[0])
+
+
+@pytest.mark.parametrize("how", ["none", "0%", "100%", "0", "2.5", "-3", "10 %", ""])
+def test_other_forms_are_refused(how):
+    with pytest.raises(UserError, match="is not 'all', a share such as '10%', or a number per class"):
+        cut_labels(make_source(), np.arange(267), how, seed=0, stratify=True)
+
+
+def test_no_images_left_without_a_label():
+    with pytest.raises(UserError, match="leaves none of the 267 training images unlabelled"):
+        cut_labels(make_source(), np.arange(267), "200", seed=0, stratify=True)
+
+
+def listed(folder, **settings):
+    return load.open_data(tiny.make_config(folder, data__labels="25%", **settings).data, seed=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+def test_labels_are_out_of_reach(folder):
+    found = listed(folder)
+    assert (found.source.labels[found.splits["unlabelled"]] == labels.HIDDEN).all()
+    assert (found.targets[found.splits["train"]] == found.truth[found.splits["train"]]).all()
+    assert not set(found.splits["train"]) & set(found.splits["unlabelled"])
+    assert len(found.splits["train"]) == 9 and len(found.pool) == 36
+
+
+def test_pseudo_labels_join_the_labelled(folder, tmp_path):
+    before = listed(folder)
+    chosen = before.splits["unlabelled"][::2]
+    names = np.array([before.source.names[i] for i in chosen])
+    PseudoLabels(names, np.full(len(names), 2, np.int32)).save(tmp_path / "hard.npz")
+    hard = listed(folder, data__pseudo=str(tmp_path / "hard.npz"))
+    assert np.array_equal(hard.splits["train"], np.union1d(before.splits["train"], chosen))
+    assert (hard.targets[chosen] == 2).all() and np.array_equal(hard.splits["unlabelled"], before.splits["unlabelled"])
+    rows = np.tile(np.array([[0.5, 0.2, 0.3]], np.float32), (len(names), 1))
+    PseudoLabels(names, rows).save(tmp_path / "soft.npz")
+    soft = listed(folder, data__pseudo=str(tmp_path / "soft.npz"))
+    assert np.array_equal(soft.targets[chosen], rows)
+    assert np.array_equal(soft.targets[before.splits["train"]].argmax(1), before.targets[before.splits["train"]])
+    # A soft target that is certain trains as a hard one does.
+    PseudoLabels(names, np.eye(3, dtype=np.float32)[np.full(len(names), 2)]).save(tmp_path / "certain.npz")
+    ends = [
+        train.run(
+            tiny.make_config(folder, data__labels="25%", data__pseudo=str(tmp_path / f"{kind}.npz"), epochs=2),
+            tmp_path / kind,
+            console=QUIET,
+        )
+        for kind in ("hard", "certain")
+    ]
+    for a, b in zip(*(end["history"] for end in ends), strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-5) and a["val_correct"] == b["val_correct"]
+
+
+@pytest.mark.parametrize(
+    ("names", "targets", "words"),
+    [
+        (["red/000.png", "red/000.png"], np.zeros(2, np.int32), "two labels for one image"),
+        (["no.png"], np.zeros(1, np.int32), "'no.png', which is not one of the unlabelled images"),
+        (["red/000.png"], np.full(1, 3, np.int32), "a label beyond the 3 classes"),
+        (["red/000.png"], np.ones((1, 4), np.float32), "4 probabilities per image, but there are 3 classes"),
+        (["red/000.png"], np.zeros(1, np.float32), "one int, or one row of probabilities, per name"),
+        (["red/000.png"], np.zeros(2, np.int32), "one int, or one row of probabilities, per name"),
+    ],
+)
+def test_pseudo_labels_that_do_not_fit(folder, tmp_path, names, targets, words):
+    found = listed(folder)
+    names = [found.source.names[found.splits["unlabelled"][0]] if name == "red/000.png" else name for name in names]
+    PseudoLabels(np.array(names), targets).save(tmp_path / "p.npz")
+    with pytest.raises(UserError, match=words):
+        listed(folder, data__pseudo=str(tmp_path / "p.npz"))
+
+
+def test_files_that_are_no_pseudo_labels(folder, tmp_path):
+    (tmp_path / "p.npz").write_bytes(b"no zip")
+    for path in (tmp_path / "p.npz", tmp_path / "none.npz", tmp_path):
+        with pytest.raises(UserError, match=r"is no file of pseudo-labels"):
+            listed(folder, data__pseudo=str(path))
+    with pytest.raises(UserError, match=r"labels for unlabelled images, but data\.labels=all"):
+        load.open_data(tiny.make_config(folder, data__pseudo="p.npz").data, seed=0)
+
+
+def test_hidden_labels_change_nothing(folder, tmp_path, monkeypatch):
+    """With the labels of unlabelled images permuted, a run gives the same numbers."""
+    config = tiny.make_config(folder, data__labels="25%", data__stratify=False, epochs=2)
+    first = train.run(config, tmp_path / "a", console=QUIET)
+    hidden = load.open_data(config.data, seed=0).splits["unlabelled"]
+    open_source = load.open_source
+
+    def permuted(*args, **options):
+        source = open_source(*args, **options)
+        changed = source.labels.copy()
+        changed[hidden] = np.random.default_rng(1).permutation(changed[hidden])
+        assert (changed != source.labels).any()
+        return dataclasses.replace(source, labels=changed)
+
+    monkeypatch.setattr(load, "open_source", permuted)
+    second = train.run(config, tmp_path / "b", console=QUIET)
+    assert first["history"] == second["history"] and first["test"] == second["test"]
+    for a, b in zip(*(np.load(tmp_path / x / "predictions.npz").values() for x in "ab"), strict=True):
+        assert np.array_equal(a, b)

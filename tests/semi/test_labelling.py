@@ -1,0 +1,74 @@
+"""Selections and temperature against a few lines of NumPy."""
+
+import numpy as np
+import pytest
+
+from tljax.errors import UserError
+from tljax.semi import labelling
+
+
+@pytest.fixture
+def logits():
+    return np.random.default_rng(0).normal(size=(200, 5)) * 3
+
+
+def test_probabilities(logits):
+    scaled = logits / 2.0
+    wanted = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(labelling.probabilities(logits, 2.0), wanted, rtol=1e-12)
+    one = labelling.probabilities(logits[:, :1].astype(np.float32))
+    np.testing.assert_allclose(one[:, 1], 1 / (1 + np.exp(-logits[:, 0])), rtol=1e-6)
+    np.testing.assert_allclose(one.sum(axis=1), 1)
+
+
+def test_the_temperature_is_the_one_that_labels_were_drawn_with():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(20_000, 5)) * 2
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([rng.choice(5, p=row) for row in chances])
+    assert labelling.fit_temperature(logits, labels) == pytest.approx(1.0, abs=0.03)
+    assert labelling.fit_temperature(3 * logits, labels) == pytest.approx(3.0, abs=0.1)  # three times too sure
+    sure = np.eye(5)[labels]
+    assert labelling.fit_temperature(sure, labels) == pytest.approx(1 / 20, rel=1e-2)  # no end, but a bound
+
+
+def test_selections(logits):
+    found = labelling.probabilities(logits)
+    confidence, predicted = found.max(axis=1), found.argmax(axis=1)
+    assert np.array_equal(labelling.select(found, "all"), np.arange(200))
+    assert np.array_equal(labelling.select(found, "threshold", threshold=0.8), np.flatnonzero(confidence >= 0.8))
+    assert set(labelling.select(found, "top", share=0.25)) == set(np.argsort(confidence)[-50:])
+    each = labelling.select(found, "top_per_class", share=0.5)
+    assert np.array_equal(each, np.sort(each)) and len(set(each)) == len(each)
+    for c in range(5):
+        mine = np.flatnonzero(predicted == c)
+        best = mine[np.argsort(confidence[mine])[::-1][: int(len(mine) / 2 + 0.5)]]
+        assert set(each[predicted[each] == c]) == set(best)
+    with pytest.raises(UserError, match=r"semi\.select='best' is not one of all, threshold, top, top_per_class"):
+        labelling.select(found, "best")
+
+
+def test_equal_confidence_takes_the_first_and_a_class_may_be_absent():
+    found = np.tile([[0.5, 0.3, 0.2]], (6, 1))
+    assert labelling.select(found, "top", share=0.5).tolist() == [0, 1, 2]
+    assert labelling.select(found, "top_per_class", share=0.5).tolist() == [0, 1, 2]
+    assert labelling.select(found, "threshold", threshold=0.9).tolist() == []
+    assert labelling.select(found[:0], "top", share=0.5).tolist() == []
+
+
+def test_what_is_told(logits):
+    found = labelling.probabilities(logits)
+    truth = np.where(np.arange(200) % 3 == 0, found.argmax(1), (found.argmax(1) + 1) % 5)
+    chosen = labelling.select(found, "top", share=0.3)
+    told = labelling.tell(found, chosen, truth, tuple("abcde"))
+    assert told["unlabelled"] == 200 and told["given"] == 60
+    assert told["right"] == int((chosen % 3 == 0).sum()) == sum(c["right"] for c in told["by_class"].values())
+    assert sum(c["given"] for c in told["by_class"].values()) == 60
+    assert sum(c["images"] for c in told["by_class"].values()) == 200
+    bins = told["confidence"]
+    assert [b["from"] for b in bins] == [i / 10 for i in range(10)] and sum(b["images"] for b in bins) == 200
+    assert sum(b["given"] for b in bins) == 60 and sum(b["right"] for b in bins) == int(
+        (truth == found.argmax(1)).sum()
+    )
+    certain = labelling.tell(np.eye(5)[[0, 1]], np.array([0]), np.array([0, 1]), tuple("abcde"))
+    assert certain["confidence"][-1] == {"from": 0.9, "images": 2, "given": 1, "right": 2}

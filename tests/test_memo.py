@@ -1,0 +1,46 @@
+"""Runs that share: images decoded once, features computed once, and the same numbers as alone."""
+
+from tests import tiny
+from tljax import features, memo, train
+from tljax.data import pixels
+from tljax.memo import Memo
+from tljax.report.console import make_console
+
+QUIET = make_console(quiet=True)
+
+
+def test_what_a_run_does_not_ask_for_makes_room():
+    kept = Memo()
+    for key in ("a", "b"):
+        kept.get(key, lambda: object())
+    a, b = kept.get("a", object), kept.get("b", object)
+    kept.begin_run()
+    assert kept.get("a", object) is a and kept.get("b", object) is b  # nothing new, nothing goes
+    kept.begin_run()
+    assert kept.get("a", object) is a
+    kept.get("c", object)
+    assert kept.get("a", object) is a and kept.get("b", object) is not b
+
+
+def test_runs_that_share_are_what_they_are_alone(tmp_path, monkeypatch):
+    folder = tiny.make_folder(tmp_path / "photos")
+    decodings, computations = [], []
+    decode_all, collect = pixels.decode_all, features.collect
+    monkeypatch.setattr(pixels, "decode_all", lambda *a, **k: decodings.append(1) or decode_all(*a, **k))
+    monkeypatch.setattr(features, "collect", lambda *a, **k: computations.append(1) or collect(*a, **k))
+
+    def run(name, labels, seed):
+        config = tiny.make_config(
+            folder, transfer__train="head", transfer__allow_fresh_frozen=True, transfer__seed=0, cache__views=2,
+            cache__seed=0, data__labels=labels, seed=seed,
+        )  # fmt: skip
+        return train.run(config, tmp_path / name, console=QUIET)
+
+    alone = [run("a", "25%", 0), run("b", "50%", 1)]
+    assert len(decodings) == 2 and len(computations) == 4  # training views and validation, each
+    decodings.clear(), computations.clear()
+    with memo.sharing():
+        together = [run("c", "25%", 0), run("d", "50%", 1), run("e", "25%", 0)]
+    assert len(decodings) == 1 and len(computations) == 4  # those, and plain views of test and training images
+    for one, other in zip([*alone, alone[0]], together, strict=True):
+        assert one["history"] == other["history"] and one["test"] == other["test"]

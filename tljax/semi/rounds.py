@@ -1,0 +1,205 @@
+"""A teacher trains on the labels there are and labels the others; students train on both, each the next one's teacher.
+
+A round is an ordinary run in a folder of its own, `round-0` the first teacher's. So whatever a run can do a round can,
+and a round that was interrupted goes on like any run.
+"""
+
+import contextlib
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from configs import common
+from tljax import memo, train
+from tljax import workdir as folders
+from tljax.data.labels import PseudoLabels
+from tljax.data.load import Listed, open_data
+from tljax.errors import UserError
+from tljax.experiment import check
+from tljax.finish import PREDICTIONS
+from tljax.report import console as console_lib
+from tljax.report import pictures
+from tljax.semi import labelling
+
+Record = dict[str, Any]
+
+
+def run(
+    config: Any,
+    workdir: Path,
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+    look_at_test: bool = False,
+) -> dict[str, Any]:
+    """A teacher and its students; arguments, errors and exceptions are `train.run`'s.
+
+    Returns:
+      What `result.json` holds: that of the last student, the history of all rounds one after the other, and `rounds`:
+      what each was given, how much of it was right, and how it did.
+    """
+    first = jax.process_index() == 0
+    console = console or console_lib.make_console(quiet=not first)
+    workdir = workdir.absolute()  # the config of a student names files in it
+    check(config, look_at_test=look_at_test)
+    check_rounds(config)
+    listed = open_data(config.data, seed=config.seed)
+    if config.semi.calibrate and "val" not in listed.splits:
+        raise UserError("semi.calibrate=True fits a temperature on validation images, and there are none")
+    folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
+    rounds: list[Record] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(memo.sharing())
+
+        @functools.cache
+        def claim() -> None:
+            if first:
+                stack.enter_context(folders.locked(workdir))
+                folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
+                folders.claim(workdir, config.to_dict(), overwrite=overwrite)
+
+        results = []
+        for number in range(config.semi.rounds + 1):
+            folder, own = workdir / f"round-{number}", config_of(config, number, workdir)
+            given = label(config, number, workdir, listed) if number else None
+            result = None if overwrite and not number else folders.read_result(folder)
+            if result is None:
+                name = "the teacher" if not number else f"student {number} of {config.semi.rounds}"
+                console.print(f"round {number}: {name}")
+                result = train.run(
+                    own, folder, overwrite=overwrite, console=console, look_at_test=look_at_test, before=claim
+                )
+            else:
+                claim()
+            results.append(result)
+            rounds.append(record_of(number, result, given))
+        print_rounds(console, rounds)
+        final = joined(config, results, rounds)
+        if first:
+            shutil.copyfile(workdir / f"round-{config.semi.rounds}" / PREDICTIONS, workdir / PREDICTIONS)
+            if config.pictures:
+                best = final["history"][-1] if final["validation"] is None else final["validation"]["best_epoch"]
+                row = best if isinstance(best, dict) else final["history"][best - 1]
+                pictures.save_curves(workdir / "curves.png", final["history"], row)
+            folders.write_json(workdir / folders.RESULT, final)
+    console.print(f"{final['seconds']:.0f} s; everything is in {workdir}", markup=False)
+    return final
+
+
+def check_rounds(config: Any) -> None:
+    """Raises UserError for what a teacher and its students cannot do."""
+    if config.data.labels == "all":
+        raise UserError("semi.method=pseudo_label needs images without a label; say data.labels=10%, or 4 per class")
+    if config.data.pseudo:
+        raise UserError("semi.method=pseudo_label makes its own labels; leave data.pseudo out")
+    if any(len(values) for values in config.population.to_dict().values()):
+        raise UserError("semi.method=pseudo_label and population.* do not go together; run the members one by one")
+
+
+def config_of(config: Any, number: int, workdir: Path) -> Any:
+    """The config of a round: 0 is the first teacher's."""
+    own: Any = ConfigDict(config.to_dict())
+    s = config.semi
+    own.semi = common.get_config().semi
+    own.data.labels_seed = config.seed if config.data.labels_seed is None else config.data.labels_seed
+    if config.cache.views and config.cache.seed is None:
+        own.cache.seed = config.seed  # all rounds see the same views
+    if not number:
+        own.epochs = s.teacher_epochs or config.epochs
+        if not s.teacher_noise:
+            own.augment = common.get_config().augment
+            own.augment.crop, own.augment.flip, own.cache.views = "center", False, 0
+    else:
+        own.seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+        own.data.pseudo = str(labels_file(workdir, number))
+        if s.start == "teacher":
+            own.model.weights, own.transfer.fresh = str(workdir / f"round-{number - 1}"), ""
+    return own.lock()
+
+
+def labels_file(workdir: Path, number: int) -> Path:
+    return workdir / f"labels-{number}.npz"
+
+
+def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
+    """Lets the round before label images for this one; returns what is told of the labels.
+
+    With a growing number of images (`top`, `top_per_class`), round r of R gets r/R of `semi.share`.
+    """
+    s, file = config.semi, workdir / f"round-{number - 1}" / PREDICTIONS
+    with np.load(file) as answers:
+        names, logits = answers["unlabelled_names"], answers["unlabelled_logits"]
+        temperature = labelling.fit_temperature(answers["val_logits"], answers["val_labels"]) if s.calibrate else 1.0
+    found = labelling.probabilities(logits, temperature)
+    chosen = labelling.select(found, s.select, share=s.share * number / s.rounds, threshold=s.threshold)
+    targets = found[chosen].astype(np.float32) if s.targets == "soft" else found[chosen].argmax(1).astype(np.int32)
+    if jax.process_index() == 0:
+        PseudoLabels(names[chosen], targets).save(labels_file(workdir, number))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"labels of round {number}")
+    truth = dict(zip(listed.source.names, listed.truth, strict=True))
+    told = labelling.tell(found, chosen, np.array([truth[name] for name in names]), listed.source.classes)
+    return {"temperature": temperature, **told}
+
+
+def record_of(number: int, result: Record, given: Record | None) -> Record:
+    """A round in result.json."""
+    return {
+        "round": number,
+        "labels": given,
+        "images": result["train"]["images"],
+        "updates": result["history"][-1]["step"],
+        "validation": result["validation"],
+        "test": result["test"],
+        "seconds": result["seconds"],
+    }
+
+
+def joined(config: Any, results: list[Record], rounds: list[Record]) -> Record:
+    """The last round's result, with the epochs of all of them one after the other."""
+    history, epoch, step = [], 0, 0
+    for number, result in enumerate(results):
+        before = epoch, step
+        history += [
+            row | {"round": number, "epoch": row["epoch"] + epoch, "step": row["step"] + step}
+            for row in result["history"]
+        ]
+        epoch, step = history[-1]["epoch"], history[-1]["step"]
+    last = results[-1]
+    validation = last["validation"] and last["validation"] | {
+        "best_epoch": last["validation"]["best_epoch"] + before[0]
+    }
+    return last | {
+        "validation": validation,
+        "best_step": last["best_step"] + before[1],
+        "history": history,
+        "rounds": rounds,
+        "seconds": sum(result["seconds"] for result in results),
+        "config": config.to_dict(),
+    }
+
+
+def print_rounds(console: Console, rounds: list[Record]) -> None:
+    """The table of all rounds."""
+
+    def row(one: Record) -> dict[str, str]:
+        given = one["labels"]
+        return {
+            "round": str(one["round"]) + ("" if one["round"] else ", teacher"),
+            "pseudo-labels": f"{given['given']:,} of {given['unlabelled']:,}" if given else "-",
+            "right": f"{given['right'] / given['given']:.1%}" if given and given["given"] else "-",
+            "updates": f"{one['updates']:,}",
+        } | {
+            name: console_lib.percent(one[name]["correct"], one[name]["seen"], one[name]["interval95"])
+            for name in ("validation", "test")
+            if one[name] is not None
+        }
+
+    console_lib.print_table(console, "Rounds", [row(one) for one in rounds])
