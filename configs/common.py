@@ -95,6 +95,8 @@ def get_config() -> ml_collections.ConfigDict:
     augment.grey = 0.0  # probability of losing colour
     augment.invert = 0.0  # probability of becoming a negative
     augment.blur = 0  # side of a Gaussian kernel in pixels, odd; its deviation is drawn from 0.1 to 2; 0: none
+    augment.rand_ops = 0  # RandAugment: so many operations on each view, drawn from torchvision's fourteen
+    augment.rand_magnitude = 9.0  # how strong they are, 0 to 30
     augment.colour_last = False  # colours after normalisation, cut to 0 to 1 there: a mistake that studies reproduce
 
     config.cache = cache = ml_collections.ConfigDict()

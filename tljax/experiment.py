@@ -16,6 +16,7 @@ from tljax.data.augment import Augmentation, make_normalize, make_views
 from tljax.data.batches import num_batches, train_batches
 from tljax.data.colour import Colour
 from tljax.data.load import Data, decode_data, open_data
+from tljax.data.randaugment import RandAugment
 from tljax.data.statistics import mean_and_std
 from tljax.errors import UserError
 from tljax.feed import Features, Feed
@@ -228,7 +229,16 @@ def augmentation(config: Any) -> Augmentation:
     a = config.augment
     colour = Colour(a.brightness, a.contrast, a.saturation, a.hue, a.grey, a.invert, a.blur)
     return Augmentation(
-        config.data.size, a.crop, tuple(a.scale), tuple(a.ratio), a.flip, a.rotation, a.turns, colour, a.colour_last
+        config.data.size,
+        a.crop,
+        tuple(a.scale),
+        tuple(a.ratio),
+        a.flip,
+        a.rotation,
+        a.turns,
+        colour,
+        a.colour_last,
+        RandAugment(a.rand_ops, a.rand_magnitude),
     )
 
 
