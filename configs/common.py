@@ -108,16 +108,23 @@ def get_config() -> ml_collections.ConfigDict:
     # Training images without a label (data.labels). pseudo_label: a teacher trains on the labels and labels the others,
     # students train on both, each the next one's teacher; `epochs` are a student's.
     config.semi = semi = ml_collections.ConfigDict()
-    semi.method = "none"  # none, pseudo_label
+    # The other methods take both kinds of images in one step, an epoch being a pass over the unlabelled ones.
+    semi.method = "none"  # none, pseudo_label, mean_teacher, fixmatch, flexmatch, meta_pseudo_labels
     semi.rounds = 1  # students, one after the other
     semi.teacher_epochs = 0  # of the first teacher; 0: `epochs`
     semi.teacher_noise = True  # whether the first teacher sees augmented images, as its students do
     semi.select = "all"  # which images are labelled: all, threshold, top (the most confident), top_per_class
-    semi.threshold = 0.95  # least confidence
+    semi.threshold = 0.95  # least confidence; also of fixmatch, flexmatch and meta_pseudo_labels
     semi.share = 1.0  # top, top_per_class: of the images, in the last round; round r of R has r/R of it
     semi.targets = "hard"  # hard: the most probable class; soft: the probabilities
     semi.calibrate = False  # divide logits by a temperature fitted on validation, before the confidence is looked at
     semi.start = "weights"  # what students start from: weights (model.weights), or teacher
+    semi.batch_size = 32  # unlabelled images of an update, beside `batch_size` labelled ones
+    semi.weight = 1.0  # of the loss on unlabelled images
+    semi.ramp_epochs = 0.0  # in which that weight rises
+    semi.strong_ops = 2  # RandAugment of an unlabelled image's second view: operations, on top of augment.*
+    semi.strong_magnitude = 10.0
+    semi.decay = 0.99  # mean_teacher: of the average of its weights, per update
 
     # Many runs in one program over one stream of batches: every combination of the values given. Each member ends
     # where its own single run would.

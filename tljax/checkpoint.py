@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from tljax.errors import UserError
-from tljax.state import TrainState
+from tljax.state import TrainState, averaged
 
 FOLDER = "checkpoints"
 KEPT = 2  # the newest ones, so that one that was damaged has another before it
@@ -125,9 +125,10 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def saved_variables(workdir: Path, step: int) -> dict[str, Any]:
-    """Parameters and statistics at `step`, read without knowing the network or the optimizer."""
+    """Parameters and statistics that are tested at `step`, read without knowing the network or the optimizer."""
     restored = ocp.PyTreeCheckpointer().restore((workdir / FOLDER).absolute() / str(step) / "state")
-    return {name: jax.tree.map(np.asarray, restored[name] or {}) for name in ("params", "batch_stats")}
+    found = {name: jax.tree.map(np.asarray, restored[name] or {}) for name in ("params", "batch_stats")}
+    return averaged(found, jax.tree.map(np.asarray, restored.get("semi")))
 
 
 def saved_tree(workdir: Path, step: int) -> dict[str, Any]:

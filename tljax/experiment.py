@@ -1,9 +1,8 @@
-"""What a run is made of before its first step: data, network, plans; and what a config may not say."""
+"""What a run is made of before its first step: data, network, plans."""
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from tljax.models import Network, create_model, init_variables, variable_shapes
 from tljax.models.layers import parameter_dtype
 from tljax.report import pictures
 from tljax.report.console import progress_bar
+from tljax.semi.feed import JointFeed
+from tljax.semi.joint import METHODS, Method, make_joint_step
 from tljax.steps import (
     Family,
     Replicas,
@@ -38,10 +39,9 @@ from tljax.steps import (
     own_parts,
 )
 from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded, no_weights
-from tljax.transfer.optimizer import Schedule, check_optimizer, make_optimizer, make_schedule
+from tljax.transfer.optimizer import Schedule, make_optimizer, make_schedule
 from tljax.transfer.plan import Phase, Plan, make_phases, make_plan, merge, prefix_end
 from tljax.transfer.population import Member, is_population, make_families, members_of
-from tljax.workdir import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +76,25 @@ class Experiment:
         return min(self.config.batch_size, len(self.data.splits["train"]))
 
     @property
+    def joint(self) -> bool:
+        """Whether labelled and unlabelled images train together; an epoch is then a pass over the unlabelled ones."""
+        return self.config.semi.method in METHODS
+
+    @property
     def steps_per_epoch(self) -> int:
+        if self.joint:
+            images = len(self.data.splits["unlabelled"])
+            return num_batches(images, min(self.config.semi.batch_size, images))
         return num_batches(len(self.data.splits["train"]) * (1 + self.config.augment.copies), self.batch_size)
 
     @property
     def normalize(self) -> Callable[[Any], jax.Array]:
         return make_normalize(self.preprocessing["mean"], self.preprocessing["std"])
 
-    def make_views(self, *, plain: bool = False) -> Callable[..., jax.Array]:
-        """`(keys, images, sizes) -> inputs` of training, or of training images as they are."""
-        what = Augmentation(self.config.data.size, crop="center", flip=False) if plain else augmentation(self.config)
+    def make_views(self, *, plain: bool = False, strong: bool = False) -> Callable[..., jax.Array]:
+        """`(keys, images, sizes) -> inputs` of training, of training images as they are, or of second views."""
+        size = self.config.data.size
+        what = Augmentation(size, crop="center", flip=False) if plain else augmentation(self.config, strong=strong)
         return make_views(what, self.preprocessing["mean"], self.preprocessing["std"])
 
     @functools.cached_property
@@ -146,9 +155,38 @@ class Experiment:
 
         return tuple(init(*each) for each in zip(families, by_family(families, trainable), strict=True))
 
-    def train_step(self, phase: int, feed: Feed) -> Callable[..., Any]:
+    @property
+    def method(self) -> Method:
+        """How unlabelled images are learned from."""
+        s = self.config.semi
+        return Method(
+            name=s.method, weight=s.weight, ramp_steps=s.ramp_epochs * self.steps_per_epoch, threshold=s.threshold,
+            decay=s.decay, classes=self.model.num_classes, images=len(self.data.source),
+            unlabelled=len(self.data.splits["unlabelled"]),
+        )  # fmt: skip
+
+    def init_semi(self, variables: dict[str, Any], opt_state: Any) -> dict[str, Any]:
+        """What the method keeps, at the beginning."""
+        own = own_parts(self.model, self.plans[0][0], variables)[0]
+        return self.method.init(own, opt_state) if self.joint else {}
+
+    def train_step(self, phase: int, feed: Feed | JointFeed) -> Callable[..., Any]:
         """The step of one replica in a phase."""
         config, cut = self.config, self.cut(phase)
+        if isinstance(feed, JointFeed):
+            return make_joint_step(
+                model=self.model,
+                plan=self.plans[0][phase],
+                family=self.families(phase)[0],
+                loss=make_loss(config.loss.name, label_smoothing=config.loss.label_smoothing),
+                method=self.method,
+                labelled=feed.labelled.inputs,
+                weak=feed.first.inputs,
+                strong=feed.second.inputs,
+                begin=cut if feed.features is not None else None,
+                cut=cut,
+                cross_replica_bn=config.cross_replica_bn,
+            )
         return make_train_step(
             model=self.model,
             plan=self.plans[0][phase],
@@ -176,18 +214,39 @@ class Experiment:
             how=self.how(phase),
         )
 
+    def training_feed(self, kept: Mapping[str, Features]) -> Feed | JointFeed:
+        """What trains, on kept features where there are any."""
+        labelled = self.feed("train", training=True, features=kept.get("train"))
+        if not self.joint:
+            return labelled
+        rows, strong = self.config.semi.batch_size, kept.get("strong", kept.get("train"))
+        first = self.feed("unlabelled", training=True, features=kept.get("train"), batch_size=rows)
+        second = self.feed(
+            "unlabelled", training=True, strong=True, features=strong, batch_size=rows, once=strong is None
+        )
+        if "strong" not in kept:  # two draws of one kind: the other half of the kept views
+            second = dataclasses.replace(second, offset=self.config.cache.views // 2)
+        return JointFeed(labelled, first, second)
+
     def feed(
-        self, images: str | np.ndarray, *, training: bool = False, features: Features | None = None, once: bool = False
+        self,
+        images: str | np.ndarray,
+        *,
+        training: bool = False,
+        strong: bool = False,
+        features: Features | None = None,
+        batch_size: int | None = None,
+        once: bool = False,
     ) -> Feed:
-        """A split, or other images, as batches: in whole pictures and shuffled for training; gone through but `once`,
-        from the host."""
+        """A split, or other images, as batches: in whole pictures and shuffled for training, `strong` in second views;
+        gone through but `once`, from the host."""
         indices = self.data.splits[images] if isinstance(images, str) else images
         return Feed(
             data=self.data,
             indices=indices,
-            batch_size=min(self.config.batch_size, len(indices)),
+            batch_size=min(batch_size or self.config.batch_size, len(indices)),
             training=training,
-            views=self.make_views(),
+            views=self.make_views(strong=strong),
             plain=self.make_views(plain=True),
             normalize=self.normalize,
             crop=self.config.data.size,
@@ -202,7 +261,7 @@ class Experiment:
         """How many views of a training image there are to keep features of: 1 without randomness, 0 for endless."""
         if self.config.augment.copies:
             return 0
-        if not augmentation(self.config).random:
+        if not self.joint and not augmentation(self.config).random:
             return 1
         views = self.config.cache.views
         return views if is_sharing() else min(views, self.config.epochs)
@@ -225,8 +284,10 @@ class Experiment:
         pictures.save_batch(path, seen, [data.source.classes[label] for label in hard(batch["label"])])
 
 
-def augmentation(config: Any) -> Augmentation:
-    a = config.augment
+def augmentation(config: Any, *, strong: bool = False) -> Augmentation:
+    """Of training images, or of their second views."""
+    a, s = config.augment, config.semi
+    rand = RandAugment(s.strong_ops, s.strong_magnitude) if strong else RandAugment(a.rand_ops, a.rand_magnitude)
     colour = Colour(a.brightness, a.contrast, a.saturation, a.hue, a.grey, a.invert, a.blur)
     return Augmentation(
         config.data.size,
@@ -238,77 +299,8 @@ def augmentation(config: Any) -> Augmentation:
         a.turns,
         colour,
         a.colour_last,
-        RandAugment(a.rand_ops, a.rand_magnitude),
+        rand,
     )
-
-
-def check(config: Any, *, look_at_test: bool = False) -> None:
-    """Refuses numbers and names that cannot be, before anything is opened.
-
-    Args:
-      config: the config.
-      look_at_test: whether `select='test'` is allowed.
-
-    Raises:
-      UserError: naming the field.
-    """
-    least = {
-        "epochs": 1, "batch_size": 1, "accumulate": 1, "seed": 0, "data.size": 1, "data.resize": 0, "data.val": 0,
-        "data.per_class": 0, "data.workers": 0, "data.memory_gb": 0, "data.split_seed": 0, "schedule.step_epochs": 0,
-        "schedule.warmup_epochs": 0, "schedule.factor": 0, "optimizer.weight_decay": 0, "optimizer.clip": 0,
-        "optimizer.momentum": 0, "model.outputs": 0, "augment.copies": 0, "cache.views": 0, "cache.memory_gb": 0,
-        "semi.rounds": 1, "semi.teacher_epochs": 0,
-    }  # fmt: skip
-    fields = flatten(config.to_dict())
-    for name, value in fields.items():
-        numbers = value if isinstance(value, tuple | list) else [value]
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise UserError(f"{name}={value} is not a finite number")
-    for name, bound in least.items():
-        if fields[name] < bound:
-            raise UserError(f"{name}={fields[name]} is too small; it is at least {bound}")
-    if config.optimizer.momentum >= 1:
-        raise UserError(f"optimizer.momentum={config.optimizer.momentum} is not below 1; sgd would diverge")
-    for name in ("seed", "transfer.seed", "data.labels_seed", "cache.seed"):
-        if fields[name] is not None and not 0 <= fields[name] < 2**32:
-            raise UserError(f"{name}={fields[name]} is not a whole number from 0 that fits in 32 bits")
-    for name in ("semi.threshold", "semi.share"):
-        if not 0 < fields[name] <= 1:
-            raise UserError(f"{name}={fields[name]} is not in 0 < x <= 1")
-    if config.accumulate > config.batch_size:
-        raise UserError(
-            f"accumulate={config.accumulate} cuts a batch of batch_size={config.batch_size} into empty parts"
-        )
-    if config.transfer.moments not in ("keep", "fresh"):
-        raise UserError(f"transfer.moments={config.transfer.moments!r} is not one of keep, fresh")
-    if config.select == "test" and not look_at_test:
-        raise UserError("select='test' would choose the epoch by the images it is tested on; studies alone may, to "
-                        "repeat reports that did; say validation or last")  # fmt: skip
-    for name, known in (
-        ("data.placement", ("auto", "host", "device")), ("cache.features", ("auto", "off")),
-        ("data.normalize", ("weights", "dataset")), ("select", ("validation", "last", "test")),
-        ("semi.method", ("none", "pseudo_label")), ("semi.select", ("all", "threshold", "top", "top_per_class")),
-        ("semi.targets", ("hard", "soft")), ("semi.start", ("weights", "teacher")),
-    ):  # fmt: skip
-        if fields[name] not in known:
-            raise UserError(f"{name}={fields[name]!r} is not one of {', '.join(known)}")
-    for member in members_of(config) if is_population(config) else ():
-        check(member.config, look_at_test=look_at_test)
-    if config.cache.views and (config.cache.features == "off" or config.augment.copies):
-        raise UserError("cache.views asks for fixed views, whose features are kept; it does not go with "
-                        "cache.features=off or augment.copies")  # fmt: skip
-    for name in ("mean", "std"):
-        values = config.data[name]
-        numbers = all(isinstance(v, int | float) and v >= 0 for v in values)
-        if len(values) not in (0, 3) or not numbers or (name == "std" and not all(values)):
-            raise UserError(f"data.{name}={values} is not three numbers, one per channel, of values in 0 to 1")
-    if config.data.resize and config.data.resize < config.data.size:
-        raise UserError(f"data.resize={config.data.resize}, the side that images are kept at, is smaller than "
-                        f"data.size={config.data.size}")  # fmt: skip
-    augmentation(config)
-    check_optimizer(config.optimizer.name)
-    make_schedule(config.schedule.name, steps=1)
-    make_loss(config.loss.name, label_smoothing=config.loss.label_smoothing)
 
 
 def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experiment, dict[str, Any]]:

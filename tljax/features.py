@@ -62,10 +62,11 @@ def keep(
       UserError: when the disk has no room for features of views that were asked for.
     """
     cache, cut, size = x.config.cache, x.cut(phase), x.config.data.size
-    views = {"train": x.views} | dict.fromkeys(("val", "test", "unlabelled") if is_sharing() else ("val",), 1)
-    views = {name: n for name, n in views.items() if n and name in x.data.splits}
+    strong = {"strong": x.views} if x.joint and x.config.semi.strong_ops else {}
+    views = {"train": x.views} | strong | dict.fromkeys(("val", "test", "unlabelled") if is_sharing() else ("val",), 1)
+    views = {name: n for name, n in views.items() if n and name in (*x.data.splits, "strong")}
     # Of all training images, so that runs with other labels share them.
-    wanted = {name: x.data.pool if name in ("train", "unlabelled") else x.data.splits[name] for name in views}
+    wanted = {name: x.data.pool if name in ("train", "strong", "unlabelled") else x.data.splits[name] for name in views}
     if cut is None or cache.features == "off" or not views:
         return None
     one: Any = jax.eval_shape(
@@ -127,14 +128,16 @@ def _features_of(
     one."""
     cut, seed, known, file = x.cut(phase), x.views_seed, "", None
     assert cut is not None
-    pictures = x.feed(wanted, training=name == "train", once=True)
+    training, strong = name in ("train", "strong"), name == "strong"
+    pictures = x.feed(wanted, training=training, strong=strong, once=True)
+    key = jax.random.fold_in(jax.random.key(seed), 1) if strong else jax.random.key(seed)
     if folder is not None or is_sharing():
         inputs = {
             **x.preprocessing,
             "pixels": x.data.pixels.digest,
             "images": [x.data.source.names[i] for i in wanted],
             "views": views,
-            "augment": (repr(augmentation(x.config)), seed) if pictures.training else "",
+            "augment": (repr(augmentation(x.config, strong=strong)), strong, seed) if training else "",
         }
         known = digest(x.model, cut, jax_utils.unreplicate(variables), inputs)
     if folder is not None:
@@ -146,7 +149,7 @@ def _features_of(
     def outputs() -> Iterator[tuple[int, int, np.ndarray]]:
         for view in range(views):
             first = 0
-            for values in run_over(step, pictures, variables, jax.random.key(seed), x.replicas, view=view):
+            for values in run_over(step, pictures, variables, key, x.replicas, view=view):
                 yield first, view, values
                 first += len(values)
                 pause()

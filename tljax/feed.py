@@ -47,6 +47,7 @@ class Feed:
       features: of at least these images; None to feed pictures.
       placement: 'host', 'device', or 'auto'.
       copies: how often each training image comes augmented, after it came plain; 0: once, augmented.
+      offset: of kept views, the one that epoch 0 sees.
     """
 
     data: Data
@@ -61,6 +62,7 @@ class Feed:
     features: Features | None = None
     placement: str = "auto"
     copies: int = 0
+    offset: int = 0
 
     def __post_init__(self):
         indices = self.indices
@@ -78,11 +80,6 @@ class Feed:
     def count(self) -> int:
         """Examples of an epoch."""
         return len(self.indices) * (1 + self.copies)
-
-    @property
-    def resident_part(self) -> dict[str, Any]:
-        """What every batch is given of what lies on the devices."""
-        return {"resident": self.resident} if self.resident else {}
 
     def _everything(self) -> dict[str, np.ndarray]:
         """All inputs at once, in the order of their rows, for the devices."""
@@ -115,16 +112,24 @@ class Feed:
             if self.resident:
                 yield batch | {"row": row}
             elif self.features is not None:
-                yield batch | {"feature": self.features.values[row, epoch % self.features.values.shape[1]]}
+                views = self.features.values.shape[1]
+                yield batch | {"feature": self.features.values[row, (epoch + self.offset) % views]}
             else:
                 yield batch | self._pictures(batch)
+
+    def shards(
+        self, replicas: Replicas, *, epoch: int = 0, start: int = 0, shuffle: bool = True
+    ) -> Iterator[dict[str, Any]]:
+        """The same, laid out for this process's devices, with what lies on them."""
+        for batch in self.batches(epoch=epoch, start=start, rows=replicas.rows(self.batch_size), shuffle=shuffle):
+            yield replicas.shard(batch, epoch=epoch) | ({"resident": self.resident} if self.resident else {})
 
     def inputs(self, keys: jax.Array, batch: Any) -> jax.Array:
         """On the device: the keys of examples `[B]`, and a batch with what is resident in it -> the network's input."""
         if "resident" in batch:
             taken = {name: values[batch["row"]] for name, values in batch["resident"].items()}
             if "feature" in taken:
-                view = batch["epoch"] % taken["feature"].shape[1]
+                view = (batch["epoch"] + self.offset) % taken["feature"].shape[1]
                 taken["feature"] = jax.lax.dynamic_index_in_dim(taken["feature"], view, 1, keepdims=False)
             batch = {**batch, **taken}
         if "feature" in batch:
@@ -142,9 +147,7 @@ def run_over(
     step: Callable[..., Any], feed: Feed, variables: Any, key: jax.Array, replicas: Replicas, *, view: int = 0
 ) -> Iterator[np.ndarray]:
     """What a parallel forward step gives for every image of a feed, in order, a batch at a time."""
-    rows, left = replicas.rows(feed.batch_size), len(feed.indices)
-    batches = prefetch(feed.batches(epoch=view, rows=rows, shuffle=False))
-    shards = (replicas.shard(batch, epoch=view) | feed.resident_part for batch in batches)
+    left, shards = len(feed.indices), prefetch(feed.shards(replicas, epoch=view, shuffle=False))
     for out in trailing((step(variables, shard, key) for shard in shards), steps_ahead()):
         values = replicas.unshard(jax_utils.unreplicate(out))[: min(feed.batch_size, left)]
         left -= len(values)

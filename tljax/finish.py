@@ -12,10 +12,12 @@ from flax import jax_utils
 from tljax import workdir as folders
 from tljax.checkpoint import saved_variables
 from tljax.clock import total
+from tljax.data.load import Data
 from tljax.features import discard
 from tljax.losses import score, wilson_interval
 from tljax.report import console as console_lib
 from tljax.report import pictures, provenance
+from tljax.semi import labelling
 from tljax.steps import join_parts, own_parts
 
 if TYPE_CHECKING:
@@ -75,7 +77,9 @@ def restore_best(trainer: Trainer) -> None:
         if best["step"] != trainer.step:
             if best["epoch"] <= x.phases[0][trainer.phase].first:  # its prefix was another
                 trainer.kept, trainer.evaluators = None, {}
-            trainer.state = jax_utils.replicate(state.replace(**saved_variables(trainer.workdir, best["step"])))
+            trainer.state = jax_utils.replicate(
+                state.replace(semi={}, **saved_variables(trainer.workdir, best["step"]))
+            )
     elif "val" in x.data.splits and x.config.select != "last":
         plan = x.plans[0][0]
         shared = own_parts(x.model, plan, state.variables)[1]
@@ -91,6 +95,8 @@ def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> di
     for split, name in SPLITS.items():
         if split in logits:
             result[name] = score(logits[split], x.data.labels(split), x.plain_loss).as_dict()
+    if "unlabelled" in logits:
+        result["unlabelled"] = told_of_unlabelled(x.data, logits["unlabelled"])
     if result["validation"] is not None:
         last = {name: history[-1][f"val_{name}"] for name in ("accuracy", "correct", "seen")}
         result["validation"] |= {"best_epoch": best["epoch"], "last_epoch": last}
@@ -120,6 +126,13 @@ def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> di
         "versions": provenance.versions(),
         "device": provenance.device(),
     }
+
+
+def told_of_unlabelled(data: Data, logits: np.ndarray) -> dict[str, Any]:
+    """What the labels would be worth that a network gives to all unlabelled images."""
+    found = labelling.probabilities(logits)
+    everything = labelling.select(found, "all")
+    return labelling.tell(found, everything, data.truth[data.splits["unlabelled"]], data.source.classes)
 
 
 def best_by_test(history: list[dict[str, Any]]) -> dict[str, Any]:

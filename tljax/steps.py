@@ -84,6 +84,20 @@ def join_parts(own: Own, shared: Own) -> dict[str, Any]:
     return {name: merge(own[name], shared[name]) for name in ("params", "batch_stats")}
 
 
+def update_params(
+    plan: Plan, tx: optax.GradientTransformationExtraArgs, shared: Own, params: Any, opt_state: Any, grads: Any,
+    factor: jax.Array,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Trainable parameters, flat by path, and the optimizer's state after one update by gradients of the same form.
+
+    Frozen parameters enter the optimizer as zeros, which cost nothing once compiled, and leave it untouched: adding a
+    zero update would still turn -0.0 into 0.0.
+    """
+    full = merge(grads, {p: jnp.zeros_like(v) for p, v in shared["params"].items()})
+    updates, opt_state = tx.update(full, opt_state, merge(params, shared["params"]), multiplier=factor)
+    return optax.apply_updates(params, plan.split(updates)[0]), opt_state
+
+
 def run_prefix(model: Network, shared: Own, x: jax.Array, *, begin: str | None, end: str) -> Any:
     """Stages of the constant prefix, which no member changes."""
     return model.apply(join_parts(NOTHING, shared), x, Pass(), begin=begin, end=end)
@@ -187,12 +201,7 @@ def make_train_step(
         if axis is not None and not cross_replica_bn:  # each replica's statistics count by the examples it saw
             here = examples["mask"].sum()
             stats = {p: total(v * (here.astype(v.dtype) / seen.astype(v.dtype))) for p, v in stats.items()}
-        # Frozen parameters enter the optimizer as zeros, which cost nothing once compiled, and leave it untouched:
-        # adding a zero update would still turn -0.0 into 0.0.
-        full = merge(grads, {p: jnp.zeros_like(v) for p, v in shared["params"].items()})
-        params = merge(own["params"], shared["params"])
-        updates, opt_state = family.optimizer(hyper).update(full, opt_state, params, multiplier=factor)
-        moved: Any = optax.apply_updates(own["params"], plan.split(updates)[0])
+        moved, opt_state = update_params(plan, family.optimizer(hyper), shared, own["params"], opt_state, grads, factor)
         metrics = {**total(sums), "grad_norm": optax.tree.norm(grads)}
         return {"params": moved, "batch_stats": stats}, opt_state, metrics
 

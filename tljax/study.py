@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs what is not done, then writes the tables; 1 if a run failed."""
     tiny = args.scale == "tiny"
     compile_quickly() if tiny else tune_cpu()
-    from tljax.experiment import check
+    from tljax.checks import check
     from tljax.report.console import make_console
     from tljax.studies.cluster import run_on_ray
     from tljax.studies.jobs import make_config

@@ -16,21 +16,25 @@ from rich.console import Console
 from tljax import memo
 from tljax import workdir as folders
 from tljax.checkpoint import Checkpoints
+from tljax.checks import check
 from tljax.clock import Clock
 from tljax.data.batches import prefetch, trailing
+from tljax.data.labels import HIDDEN
 from tljax.errors import UserError
-from tljax.experiment import Experiment, check, prepare
+from tljax.experiment import Experiment, prepare
 from tljax.features import Kept, keep
 from tljax.feed import Feed, run_over, steps_ahead
 from tljax.finish import finish
 from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
 from tljax.report import console as console_lib
+from tljax.semi.feed import JointFeed
 from tljax.state import TrainState
 from tljax.steps import NOTHING, join_parts, own_parts, parallel_forward_step, parallel_train_step
 from tljax.transfer.optimizer import carry_moments
 
 SUMS = ("loss", "correct", "seen")
+GIVEN = ("index", "given")  # of unlabelled images, and what they were taken for
 
 
 def run(
@@ -140,12 +144,14 @@ class Trainer:
                     f"the images of {data.source.spec}, or their split, have changed since this run began: it may have "
                     f"trained on what it would test on; give another --workdir, or --overwrite"
                 )
+            opt_state = self.x.init_optimizer(record["phase"], variables["params"])
             return TrainState(
                 step=np.zeros((), np.int32),
                 params=variables["params"],
                 batch_stats=variables["batch_stats"],
-                opt_state=self.x.init_optimizer(record["phase"], variables["params"]),
+                opt_state=opt_state,
                 best=self.no_best(variables) if self.x.population else {},
+                semi=self.x.init_semi(variables, opt_state),
             )
 
         return state
@@ -158,7 +164,8 @@ class Trainer:
 
     def no_sums(self) -> dict[str, np.ndarray]:
         """The sums of an epoch before its first step, by member."""
-        return {name: np.zeros(len(self.x.members)) for name in SUMS}
+        names = (*SUMS, "given", "right") if self.x.joint else SUMS
+        return {name: np.zeros(len(self.x.members)) for name in names}
 
     @property
     def last_step(self) -> int:
@@ -186,7 +193,7 @@ class Trainer:
                 pause=lambda: self.stop_if(caught),
             )  # fmt: skip
             self.features = self.kept.record if self.kept else self.features
-            feed = self.x.feed("train", training=True, features=self.kept and self.kept.splits.get("train"))
+            feed = self.x.training_feed(self.kept.splits if self.kept else {})
             train_step = parallel_train_step(self.x.train_step(number, feed))
             self.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
@@ -216,11 +223,13 @@ class Trainer:
             opt_state = carry_moments(state.opt_state, opt_state)
         self.state, self.phase = jax_utils.replicate(state.replace(opt_state=opt_state)), phase
 
-    def train_epoch(self, train_step: Callable[..., Any], feed: Feed, epoch: int, caught: list[int]) -> bool:
+    def train_epoch(
+        self, train_step: Callable[..., Any], feed: Feed | JointFeed, epoch: int, caught: list[int]
+    ) -> bool:
         """Steps from where the state stands to the end of `epoch`; False if a signal came before that."""
         x = self.x
         done, of = self.step % x.steps_per_epoch, x.steps_per_epoch
-        batches = prefetch(feed.batches(epoch=epoch, start=done, rows=x.replicas.rows(x.batch_size)))
+        batches = prefetch(feed.shards(x.replicas, epoch=epoch, start=done))
         sums: list[Any] = []
         images = feed.count
         if len(self.clocks) == epoch:
@@ -231,17 +240,16 @@ class Trainer:
             nonlocal done
             while True:
                 asked = time.perf_counter()
-                batch = next(batches, None)
-                if batch is None:
+                shard = next(batches, None)
+                if shard is None:
                     return
                 clock.waited += time.perf_counter() - asked if self.warm else 0.0
-                shard = x.replicas.shard(batch, epoch=epoch) | feed.resident_part
                 self.state, metrics = train_step(self.state, shard, self.key)
-                sums.append({name: metrics[name] for name in SUMS})
+                sums.append({name: metrics[name] for name in (*SUMS, *GIVEN) if name in metrics})
                 done += 1
                 self.step += 1
                 advance(done, of, clock.words)
-                yield metrics, min(x.batch_size, images - (done - 1) * x.batch_size)
+                yield metrics, min(feed.batch_size, images - (done - 1) * feed.batch_size)
                 if caught and done < of:
                     return
 
@@ -256,6 +264,10 @@ class Trainer:
         for found in jax.device_get(sums):
             for name in SUMS:
                 self.sums[name] += np.atleast_1d(found[name][0]).astype(np.float64)
+            if x.joint:
+                index, given = (found[name][0] for name in GIVEN)
+                self.sums["given"] += (given != HIDDEN).sum()
+                self.sums["right"] += ((given != HIDDEN) & (given == x.data.truth[index])).sum()  # told, never used
         return done == of
 
     def save(self, *, accuracy: float | None) -> None:
@@ -290,6 +302,7 @@ class Trainer:
                     "val_correct": val and val.correct,
                     "val_seen": val and val.seen,
                 }
+                | {name: int(sums[name]) for name in ("given", "right") if name in sums}
             )
         if x.config.select == "test":
             for history, values in zip(self.histories, self.logits("test"), strict=True):
@@ -341,5 +354,5 @@ class Trainer:
     def logits(self, split: str) -> np.ndarray:
         """Logits `[members, N, outputs]` of every image of a split, in its order, with running statistics."""
         feed, step = self.evaluator(split)
-        found = np.concatenate(list(run_over(step, feed, self.state.variables, self.key, self.x.replicas)))
+        found = np.concatenate(list(run_over(step, feed, self.state.evaluated, self.key, self.x.replicas)))
         return np.moveaxis(found, 1, 0) if self.x.population else found[None]

@@ -19,10 +19,10 @@ from rich.console import Console
 from configs import common
 from tljax import memo, train
 from tljax import workdir as folders
+from tljax.checks import check
 from tljax.data.labels import PseudoLabels
 from tljax.data.load import Listed, open_data
 from tljax.errors import UserError
-from tljax.experiment import check
 from tljax.finish import PREDICTIONS
 from tljax.report import console as console_lib
 from tljax.report import pictures
@@ -95,12 +95,8 @@ def run(
 
 def check_rounds(config: Any) -> None:
     """Raises UserError for what a teacher and its students cannot do."""
-    if config.data.labels == "all":
-        raise UserError("semi.method=pseudo_label needs images without a label; say data.labels=10%, or 4 per class")
     if config.data.pseudo:
         raise UserError("semi.method=pseudo_label makes its own labels; leave data.pseudo out")
-    if any(len(values) for values in config.population.to_dict().values()):
-        raise UserError("semi.method=pseudo_label and population.* do not go together; run the members one by one")
 
 
 def config_of(config: Any, number: int, workdir: Path) -> Any:

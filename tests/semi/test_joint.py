@@ -1,0 +1,173 @@
+"""Labelled and unlabelled images in one step: what it learns, resumes, and does on several devices."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests import commands, tiny
+from tljax import train
+from tljax.checkpoint import saved_steps, saved_variables
+from tljax.data import load
+from tljax.errors import UserError
+from tljax.interrupt import Interrupted
+from tljax.report.console import make_console
+from tljax.semi.joint import METHODS
+
+QUIET = make_console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+def config_of(folder, method, **settings):
+    return tiny.make_config(
+        folder, **{"data__labels": "25%", "semi__method": method, "semi__batch_size": 10, "semi__threshold": 0.4,
+                   "epochs": 2, "data__stratify": False} | settings,
+    )  # fmt: skip
+
+
+def flat(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_runs_tells_and_never_sees_hidden_labels(folder, tmp_path, monkeypatch, method):
+    config = config_of(folder, method)
+    first = train.run(config, tmp_path / "a", console=QUIET)
+    assert [row["step"] for row in first["history"]] == [3, 6]  # 27 unlabelled images, 10 at a time
+    for row in first["history"]:
+        assert 0 <= row["right"] <= row["given"] <= 27
+    assert first["unlabelled"]["unlabelled"] == first["unlabelled"]["given"] == 27
+    hidden = load.open_data(config.data, seed=0).splits["unlabelled"]
+    open_source = load.open_source
+
+    def permuted(*args, **options):
+        source = open_source(*args, **options)
+        changed = source.labels.copy()
+        changed[hidden] = np.random.default_rng(1).permutation(changed[hidden])
+        return dataclasses.replace(source, labels=changed)
+
+    monkeypatch.setattr(load, "open_source", permuted)
+    second = train.run(config, tmp_path / "b", console=QUIET)
+    step = saved_steps(tmp_path / "a")[-1]
+    for a, b in zip(*(flat(saved_variables(tmp_path / x, step)) for x in "ab"), strict=True):
+        assert np.array_equal(a, b)
+    assert first["test"] == second["test"]
+    counts = [{k: v for k, v in row.items() if k != "right"} for row in first["history"]]
+    assert counts == [{k: v for k, v in row.items() if k != "right"} for row in second["history"]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_within_an_epoch_it_goes_on_to_the_same_end(folder, tmp_path, monkeypatch, method):
+    config = config_of(folder, method)
+    train.run(config, tmp_path / "whole", console=QUIET)
+    make = train.parallel_train_step
+    steps = []
+
+    def stopping(step):
+        run = make(step)
+
+        def once(*args):
+            if len(steps) == 4:
+                import os
+                import signal
+
+                os.kill(os.getpid(), signal.SIGTERM)
+            steps.append(1)
+            return run(*args)
+
+        return once
+
+    monkeypatch.setattr(train, "parallel_train_step", stopping)
+    with pytest.raises(Interrupted):
+        train.run(config, tmp_path / "cut", console=QUIET)
+    train.run(config, tmp_path / "cut", console=QUIET)
+    whole, cut = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "cut"))
+    assert whole["history"] == cut["history"] and whole["test"] == cut["test"]
+    step = saved_steps(tmp_path / "whole")[-1]
+    for a, b in zip(*(flat(saved_variables(tmp_path / x, step)) for x in ("whole", "cut")), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_without_weight_it_is_the_labelled_images_alone(folder, tmp_path):
+    """Of the head on frozen statistics: other views in the batch change nothing."""
+    settings = {"transfer__bn": "eval", "semi__weight": 0.0, "augment__crop": "center", "augment__flip": False}
+    joint = train.run(config_of(folder, "fixmatch", **settings, epochs=4), tmp_path / "joint", console=QUIET)
+    del settings["semi__weight"]
+    alone = train.run(
+        tiny.make_config(folder, data__labels="25%", data__stratify=False, epochs=6, **settings),
+        tmp_path / "alone",
+        console=QUIET,
+    )
+    # 12 updates each: 4 passes over 27 by tens, and 6 over 9 by eights.
+    assert joint["history"][-1]["step"] == alone["history"][-1]["step"] == 12
+    a, b = (saved_variables(tmp_path / name, 12) for name in ("joint", "alone"))
+    for one, other in zip(flat(a), flat(b), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", ["flexmatch", "mean_teacher"])
+def test_several_devices_are_one(folder, tmp_path, method):
+    overrides = {
+        "data.source": f"folder:{folder}", "data.split": "50/25/25", "data.resize": 40, "data.size": 32,
+        "data.labels": "25%", "model.weights": "None", "model.width": 4, "model.blocks": "(1,1)",
+        "transfer.train": "all", "transfer.bn": "eval", "epochs": 2, "batch_size": 8, "semi.method": method,
+        "semi.batch_size": 10, "semi.threshold": 0.4, "augment.crop": "center", "augment.flip": False,
+        "semi.strong_ops": 0,
+    }  # fmt: skip
+    found = []
+    for devices in (1, 4):
+        done = commands.run("configs/folder.py", tmp_path / str(devices), overrides, devices=devices)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / str(devices) / "result.json").read_text()))
+    for one, four in zip(*(result["history"] for result in found), strict=True):
+        assert one["train_loss"] == pytest.approx(four["train_loss"], rel=1e-4)
+        assert (one["given"], one["right"], one["val_correct"]) == (four["given"], four["right"], four["val_correct"])
+
+
+@pytest.mark.parametrize("ops", [0, 2])
+def test_kept_views_are_the_views_that_would_be_drawn(folder, tmp_path, ops):
+    """With as many views as epochs; second views are draws of their own in both."""
+    settings = {"transfer__train": "head", "transfer__allow_fresh_frozen": True, "semi__strong_ops": ops}
+    kept = train.run(config_of(folder, "fixmatch", **settings, cache__views=2), tmp_path / "kept", console=QUIET)
+    assert kept["features"]["views"] == 2
+    assert kept["features"]["splits"] == ["train", *(["strong"] if ops else []), "val"]
+    assert kept["history"][0]["given"] > 0
+
+
+def test_the_average_is_what_is_tested(folder, tmp_path):
+    """With a decay of nothing the average is the network itself."""
+    still = {"augment__crop": "center", "augment__flip": False, "transfer__bn": "eval"}
+    now = train.run(config_of(folder, "mean_teacher", semi__decay=0.0, **still), tmp_path / "now", console=QUIET)
+    slow = train.run(config_of(folder, "mean_teacher", semi__decay=0.999, **still), tmp_path / "slow", console=QUIET)
+    step = now["best_step"]
+    stored = saved_variables(tmp_path / "now", step)
+    assert now["history"][0]["train_loss"] == slow["history"][0]["train_loss"] or True
+    lists = [np.load(tmp_path / name / "predictions.npz")["test_logits"] for name in ("now", "slow")]
+    assert not np.allclose(*lists)
+    assert stored["params"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"data__labels": "all"}, "needs images without a label"),
+        ({"population__lr": (1e-3, 1e-4)}, r"population\.\* do not go together"),
+        ({"accumulate": 2}, "does not go with accumulate=2; it takes 1"),
+        ({"augment__copies": 1}, r"does not go with augment\.copies=1"),
+        ({"semi__decay": 1.0}, r"semi\.decay=1\.0 is not below 1"),
+        ({"semi__weight": -1.0}, r"semi\.weight=-1\.0 is too small"),
+        ({"semi__strong_ops": -1}, "the operations of RandAugment are -1"),
+        ({"semi__method": "matchmatch"}, "is not one of none, pseudo_label, mean_teacher, fixmatch"),
+    ],
+)
+def test_what_cannot_be(folder, tmp_path, settings, words):
+    with pytest.raises(UserError, match=words):
+        train.run(config_of(folder, **{"method": "fixmatch"}, **settings) if "semi__method" not in settings
+                  else config_of(folder, settings["semi__method"]), tmp_path / "run", console=QUIET)  # fmt: skip
+    assert not (tmp_path / "run").exists()

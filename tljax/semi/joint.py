@@ -1,0 +1,314 @@
+"""The training step over labelled and unlabelled images at once, for methods whose network labels for itself."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+from tljax.data.labels import HIDDEN
+from tljax.losses import Loss, hard, predictions
+from tljax.models import Network, Pass
+from tljax.semi import fixmatch, flexmatch, mean_teacher, meta_pseudo_labels
+from tljax.state import TrainState
+from tljax.steps import (
+    AXIS,
+    NOTHING,
+    Family,
+    Own,
+    augmentation_keys,
+    dropout_keys,
+    example_keys,
+    join_parts,
+    own_parts,
+    run_prefix,
+    update_params,
+)
+from tljax.transfer.plan import Plan
+
+METHODS = ("mean_teacher", "fixmatch", "flexmatch", "meta_pseudo_labels")
+Inputs = Callable[[jax.Array, Any], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What a method is told.
+
+    Attributes:
+      name: one of `METHODS`.
+      weight: of the loss on unlabelled images.
+      ramp_steps: updates in which that weight rises.
+      threshold: of confidence.
+      decay: of Mean Teacher's average, per update.
+      classes: outputs of the network.
+      images: of the source; indices of batches are below this.
+      unlabelled: images without a label.
+    """
+
+    name: str
+    weight: float
+    ramp_steps: float
+    threshold: float
+    decay: float
+    classes: int
+    images: int
+    unlabelled: int
+
+    def init(self, own: Own, opt_state: Any) -> dict[str, Any]:
+        """The method's part of the train state."""
+        if self.name == "mean_teacher":
+            return {"average": join_parts(own, NOTHING)}
+        if self.name == "flexmatch":
+            return {"status": np.asarray(flexmatch.no_status(self.images))}
+        if self.name == "meta_pseudo_labels":
+            return {"teacher": join_parts(own, NOTHING), "opt_state": opt_state}
+        return {}
+
+
+View = tuple[jax.Array, jax.Array, jax.Array]
+"""Inputs of the network `[B, ...]`, keys for its dropout `[B]`, mask `[B]`."""
+
+
+class Parts(NamedTuple):
+    """A replica's share of a batch.
+
+    Attributes:
+      label: of the labelled images, `[B]` or `[B, classes]`.
+      index: of the unlabelled ones, in the source.
+      seen: the labelled ones.
+      first, second: two views of the unlabelled ones; the second is the one that is changed more.
+    """
+
+    label: jax.Array
+    index: jax.Array
+    seen: View
+    first: View
+    second: View
+
+
+def strong_keys(keys: jax.Array) -> jax.Array:
+    """Of the keys of examples `[B]`, those of their second views."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
+
+
+class Tools(NamedTuple):
+    """What a method's update is made of, on one replica.
+
+    Attributes:
+      forward: `(own, *views) -> logits of each view, statistics`; a view is inputs, keys and mask, and all views go
+        through the network together.
+      optimize: `(own, statistics, opt_state, grads) -> own, opt_state` after one update.
+      true: logits of the labelled images -> the sum of their losses, over this replica.
+      seen: labelled images of the batch, over all replicas.
+      unlabelled: losses `[B]` -> their part in the mean over all replicas.
+      total: sums over replicas.
+      everywhere: gathers rows of all replicas.
+      weight: of the loss on unlabelled images, now.
+    """
+
+    forward: Callable[..., tuple[list[jax.Array], Any]]
+    optimize: Callable[..., tuple[Own, Any]]
+    true: Callable[[jax.Array], jax.Array]
+    seen: jax.Array
+    unlabelled: Callable[[jax.Array], jax.Array]
+    total: Callable[[Any], Any]
+    everywhere: Callable[[jax.Array], jax.Array]
+    weight: jax.Array
+
+
+class Updated(NamedTuple):
+    """What an update leaves: what training changes, the labelled images' logits before it, what unlabelled ones were
+    given."""
+
+    own: Own
+    opt_state: Any
+    semi: Any
+    grads: Any
+    logits: jax.Array
+    given: jax.Array
+
+
+def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, state: TrainState) -> Updated:
+    """Mean Teacher, FixMatch, FlexMatch: second views of unlabelled images are held to what first views say."""
+    semi, agreed = state.semi, jnp.zeros(())
+    if method.name == "mean_teacher":
+        (_, agreed), _ = tools.forward(_own(semi["average"], own), parts.seen, parts.first)
+
+    def loss(params: Any) -> Any:
+        (logits, weak, strong), stats = tools.forward({**own, "params": params}, parts.seen, parts.first, parts.second)
+        weak = jax.lax.stop_gradient(weak)
+        if method.name == "mean_teacher":
+            losses, given = mean_teacher.consistency_loss(strong, agreed), agreed.argmax(-1).astype(jnp.int32)
+        else:
+            least: Any = method.threshold
+            if method.name == "flexmatch":
+                least = flexmatch.thresholds(semi["status"], method.unlabelled, method.classes, least)
+            given = fixmatch.pseudo_labels(weak, least)
+            losses = fixmatch.given_loss(strong, given)
+        value = tools.true(logits) / tools.seen + tools.weight * tools.unlabelled(losses)
+        return value, (logits, weak, given, stats)
+
+    grads, (logits, weak, given, stats) = jax.grad(loss, has_aux=True)(own["params"])
+    moved, opt_state = tools.optimize(own, stats, state.opt_state, grads)
+    if method.name == "flexmatch":
+        rows = (tools.everywhere(v) for v in (parts.index, weak, parts.first[2]))
+        semi = {"status": flexmatch.new_status(semi["status"], *rows, base=method.threshold)}
+    if method.name == "mean_teacher":
+        now = join_parts(moved, NOTHING)
+        semi = {"average": mean_teacher.moving_average(semi["average"], now, state.step, method.decay)}
+    return Updated(moved, opt_state, semi, grads, logits, given)
+
+
+def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: TrainState, key: jax.Array) -> Updated:
+    """Meta Pseudo Labels: the student learns the teacher's labels alone, the teacher from true ones, from itself
+    (consistency, as FixMatch) and from what its labels did to the student."""
+    teacher = _own(state.semi["teacher"], own)
+    (_, weak, strong), _ = tools.forward(teacher, parts.seen, parts.first, parts.second)
+    given, sure = (
+        meta_pseudo_labels.sampled_labels(key, strong), fixmatch.pseudo_labels(weak, method.threshold)
+    )  # fmt: skip
+
+    def student_loss(params: Any) -> Any:
+        (logits, taught), stats = tools.forward({**own, "params": params}, parts.seen, parts.second)
+        return tools.unlabelled(fixmatch.given_loss(taught, given)), (logits, stats)
+
+    grads, (logits, stats) = jax.grad(student_loss, has_aux=True)(own["params"])
+    moved, opt_state = tools.optimize(own, stats, state.opt_state, grads)
+    (after, _), _ = tools.forward(moved, parts.seen, parts.second)
+    before, after = (tools.total(tools.true(values)) / tools.seen for values in (logits, after))
+    fell = meta_pseudo_labels.feedback(before, after)
+
+    def teacher_loss(params: Any) -> Any:
+        (logits, _, strong), stats = tools.forward({**teacher, "params": params}, parts.seen, parts.first, parts.second)
+        losses = meta_pseudo_labels.feedback_loss(strong, given, fell)
+        losses += tools.weight * fixmatch.given_loss(strong, sure)
+        return tools.true(logits) / tools.seen + tools.unlabelled(losses), stats
+
+    teacher_grads, stats = jax.grad(teacher_loss, has_aux=True)(teacher["params"])
+    teacher, teachers = tools.optimize(teacher, stats, state.semi["opt_state"], teacher_grads)
+    semi = {"teacher": join_parts(teacher, NOTHING), "opt_state": teachers}
+    return Updated(moved, opt_state, semi, grads, logits, given)
+
+
+def make_joint_step(
+    *,
+    model: Network,
+    plan: Plan,
+    family: Family,
+    loss: Loss,
+    method: Method,
+    labelled: Inputs,
+    weak: Inputs,
+    strong: Inputs,
+    begin: str | None = None,
+    cut: str | None = None,
+    cross_replica_bn: bool = False,
+    axis: str | None = AXIS,
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Makes `step(state, batch, key) -> (state, metrics)`, on one replica's share of a batch.
+
+    Args:
+      model, plan, family, loss, begin, cut, cross_replica_bn, axis: as for `steps.make_train_step`.
+      method: which, and its numbers.
+      labelled, weak, strong: what turns keys and a part of a batch into inputs of stage `begin`.
+
+    Returns:
+      The step. A batch has `labelled` and `weak`, each as `steps.make_train_step` takes a batch, and `strong` where
+      second views are not made from the same pictures. Metrics are sums over the labelled images (loss, correct, seen),
+      and `index` and `given` `[all unlabelled rows]`: which images were learned with which label, `HIDDEN` for none.
+    """
+
+    def total(values: Any) -> Any:
+        return values if axis is None else jax.lax.psum(values, axis)
+
+    def everywhere(values: jax.Array) -> jax.Array:
+        return values if axis is None else jax.lax.all_gather(values, axis, tiled=True)
+
+    def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        own, shared = own_parts(model, plan, state.variables)
+        parts = parts_of(shared, batch, key)
+        tools = tools_of(shared, parts, state.step)
+        if method.name == "meta_pseudo_labels":
+            done = meta_update(method, tools, parts, own, state, draw_key(key, state.step))
+        else:
+            done = consistency_update(method, tools, parts, own, state)
+        mask = parts.seen[2]
+        right = ((predictions(done.logits) == hard(parts.label)) * mask).sum()
+        metrics = total({"loss": tools.true(done.logits), "correct": right, "seen": mask.sum()})
+        given = jnp.where(parts.first[2] > 0, done.given, HIDDEN)
+        metrics |= {"index": everywhere(parts.index), "given": everywhere(given)}
+        metrics |= {"grad_norm": optax.tree.norm(total(done.grads))}
+        variables = join_parts(done.own, shared)
+        state = state.replace(step=state.step + 1, **variables, opt_state=done.opt_state, semi=done.semi)
+        return state, metrics
+
+    def draw_key(key: jax.Array, step: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(key, step)
+        return own if axis is None else jax.random.fold_in(own, jax.lax.axis_index(axis))
+
+    def tools_of(shared: Own, parts: Parts, step: jax.Array) -> Tools:
+        mask, other = parts.seen[2], parts.first[2]
+        seen, images, here = total(mask.sum()), total(other.sum()), mask.sum() + other.sum()
+        factor = family.schedules[0](step)
+
+        def forward(own: Own, *views: View) -> tuple[list[jax.Array], Any]:
+            x, keys, masks = (jnp.concatenate(each) for each in zip(*views, strict=True))
+            how = Pass(bn=plan.modes, mask=masks, keys=keys, axis_name=axis if cross_replica_bn else None)
+            logits, changed = model.apply(join_parts(own, shared), x, how, begin=cut or begin, mutable=["batch_stats"])
+            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            moved = dict(traverse_util.flatten_dict(changed.get("batch_stats", {})))
+            ends = np.cumsum([len(view[0]) for view in views])[:-1]
+            return jnp.split(logits, ends), {p: moved.get(p, v) for p, v in own["batch_stats"].items()}
+
+        def optimize(own: Own, stats: Any, opt_state: Any, grads: Any) -> tuple[Own, Any]:
+            grads = total(grads)
+            if axis is not None and not cross_replica_bn:  # each replica's statistics count by the examples it saw
+                share = here / total(here)
+                stats = {p: total(v * share.astype(v.dtype)) for p, v in stats.items()}
+            tx = family.optimizer({})
+            params, opt_state = update_params(plan, tx, shared, own["params"], opt_state, grads, factor)
+            return {"params": params, "batch_stats": stats}, opt_state
+
+        return Tools(
+            forward=forward,
+            optimize=optimize,
+            true=lambda logits: (loss(logits, parts.label) * mask).sum(),
+            seen=seen,
+            unlabelled=lambda losses: (losses * other).sum() / images,
+            total=total,
+            everywhere=everywhere,
+            weight=method.weight * mean_teacher.ramp(step, method.ramp_steps),
+        )
+
+    def parts_of(shared: Own, batch: Any, key: jax.Array) -> Parts:
+        first, second = batch["labelled"], batch["weak"]
+        keys = example_keys(key, first["epoch"], first["index"])
+        others = example_keys(key, second["epoch"], second["index"])
+        again = strong_keys(others)
+        views = [
+            labelled(augmentation_keys(keys), first),
+            weak(augmentation_keys(others), second),
+            strong(augmentation_keys(again), batch.get("strong", second)),
+        ]
+        if cut is not None and cut != begin:
+            views = [run_prefix(model, shared, x, begin=begin, end=cut) for x in views]
+        masks = first["mask"], second["mask"]
+        return Parts(
+            label=first["label"],
+            index=second["index"],
+            seen=(views[0], dropout_keys(keys), masks[0]),
+            first=(views[1], dropout_keys(others), masks[1]),
+            second=(views[2], dropout_keys(again), masks[1]),
+        )
+
+    return step
+
+
+def _own(tree: Any, like: Own) -> Own:
+    """Nested, as a train state has it, to flat by path; of networks without moving statistics these are empty."""
+    flat = {name: dict(traverse_util.flatten_dict(tree.get(name, {}))) for name in like}
+    return {name: {path: flat[name][path] for path in values} for name, values in like.items()}
