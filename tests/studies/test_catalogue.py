@@ -10,7 +10,8 @@ from tljax.studies.study import number
 
 ITEMS = {
     "000": {"Table 1", "Table 2", "Table 3", "Table 4", "section 3.2.2", "section 3.2.3", "section 4"},
-    "001": {"Figure 1", "Figure 2", "Figure 3", "section 4", "section 4.1", "section 6"},
+    "001": {*(f"Figure {n}" for n in (1, 2, 3, 5, 6, 7)), "Table 1", "section 4", "section 4.1", "section 6"}
+    | {f"beyond Table 1, {share} of the labels" for share in ("1%", "10%", "50%")},
     "002": {f"Table {n}" for n in ("II", "III", "IV", "V", "VI", "VII", "VIII")}
     | {"Table I and Figures 2 to 4", "Figures 5 and 6", "Figure 28", "section II-A"},
     "003": {"Table 1", "Table 2", "Table 3", "Table 4", "Figures 1 and 2"},
@@ -42,6 +43,8 @@ def test_its_runs_are_configs(name):
 def test_published_numbers_stand_in_the_report(name, shared):
     """Each number in its row: the digits occur in the text, those of one cell in one line where it is a table's."""
     study = STUDIES[name]
+    if study.report not in ITEMS:
+        return  # not one of the five
     (path,) = (shared / "seeds").glob(f"{study.report}_*.txt")
     text = path.read_text()
     lines = text.splitlines()

@@ -202,7 +202,8 @@ def make_jobs(runs: Sequence[Run], *, in_one: bool = False, alike: Collection[st
         wanted.setdefault(run.key, run)
     groups: dict[str, list[Run]] = {}
     for run in wanted.values():
-        alone = run.key in firsts or run.fields["transfer.phases"] or not (in_one or shares(run.fields))
+        single = run.fields["transfer.phases"] or run.fields["semi.method"] != "none"
+        alone = run.key in firsts or single or not (in_one or shares(run.fields))
         rest = {name: value for name, value in run.fields.items() if name not in AXES.values()}
         groups.setdefault(run.key if alone else key_of(rest), []).append(run)
     jobs = [job for group in groups.values() for job in _jobs_of(group)]

@@ -44,6 +44,12 @@ class Measure:
     chosen: bool = False
 
 
+def _given_right(result: Result) -> float | None:
+    """Of the last round's pseudo-labels, or of the last epoch's where a network labels for itself."""
+    found = result["rounds"][-1]["labels"] if "rounds" in result else result["history"][-1]
+    return found["right"] / found["given"] if found.get("given") else None
+
+
 def measure(name: str) -> Measure:
     """A column by name: `test`, `validation`, `validation@EPOCH`, `best by test`, `epoch`, `lr`, `seconds`."""
     if name.startswith("validation@"):
@@ -61,6 +67,8 @@ def measure(name: str) -> Measure:
         ),
         "epoch": Measure("epoch", False, lambda r: r["validation"] and r["validation"]["best_epoch"], chosen=True),
         "lr": Measure("learning rate", False, lambda r: r["config"]["optimizer"]["lr"], chosen=True),
+        "given right": Measure("pseudo-labels that were right", True, _given_right),
+        "updates": Measure("updates", False, lambda r: r["history"][-1]["step"], chosen=True),
         "seconds": Measure(
             "seconds per epoch", False, lambda r: numbers.median(e["seconds"] for e in r["train"]["epochs"])
         ),

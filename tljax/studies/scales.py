@@ -48,6 +48,8 @@ def tiny(given: Fields) -> tuple[Fields, Fields | None]:
         "batch_size": max(given.get("batch_size", 32), 20),
         "pictures": False,
     }
+    if "semi.teacher_epochs" in small:
+        small["semi.teacher_epochs"] = 1
     if small.get("data.split", "official") == "official" and "data.val" not in small:
         small["data.val"] = 0.2
     if phases := small.get("transfer.phases"):
@@ -80,7 +82,7 @@ def one_step(given: Fields) -> tuple[Fields, None]:
         "transfer.allow_fresh_frozen": True,
         "transfer.phases": "",
         "epochs": 1,
-    }, None
+    } | ({"semi.rounds": 1, "semi.teacher_epochs": 1} if "semi.rounds" in given else {}), None
 
 
 def _binary(given: Fields) -> bool:
