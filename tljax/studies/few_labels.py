@@ -124,8 +124,8 @@ TLL = Study(
     test_size=seed001.TEST_SIZE,
     differences=(
         "its scripts keep the best of many test accuracies; here a fifth of the training part chooses the epoch",
-        "its Nesterov momentum, decay of the rate by a power law, bottleneck layer of 1,024 and loss on strong views of "
-        "labelled images are left out; the rate falls by a cosine; backbone at a tenth of the head's rate, as there",
+        "its Nesterov momentum, decay of the rate by a power law, layer of 1,024 before the head and loss on strong "
+        "views of labelled images are left out; the rate falls by a cosine; backbone at a tenth of the head's rate, as there",
         "about 1,600 updates; its scripts make 500 an epoch",
         "Pseudo-Label is its threshold on another draw of the same augmentation",
     ),
@@ -168,7 +168,7 @@ STUDIES = (
                     True,
                 ),
             )
-        ),  # fmt: skip
+        ),
     ),
     *(
         Study(
