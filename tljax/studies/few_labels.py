@@ -125,7 +125,8 @@ TLL = Study(
     differences=(
         "its scripts keep the best of many test accuracies; here a fifth of the training part chooses the epoch",
         "its Nesterov momentum, decay of the rate by a power law, layer of 1,024 before the head and loss on strong "
-        "views of labelled images are left out; the rate falls by a cosine; backbone at a tenth of the head's rate, as there",
+        "views of labelled images are left out; the rate falls by a cosine",
+        "the backbone at a tenth of the head's rate, as there",
         "about 1,600 updates; its scripts make 500 an epoch",
         "Pseudo-Label is its threshold on another draw of the same augmentation",
     ),
