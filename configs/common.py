@@ -49,7 +49,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.dtype = "float32"  # of the computation: float32, bfloat16; float64 under JAX_ENABLE_X64=1
     model.width = placeholder(int)  # channels of the first convolution: ResNets 64, mini_xception 128
     model.blocks = placeholder(tuple)  # ResNets: blocks per layer
-    model.drop = placeholder(float)  # dropout before the head: SqueezeNets 0.5, mini_xception 0.25
+    model.drop = placeholder(float)  # dropout before the head: SqueezeNets 0.5, mini_xception 0.25, ResNets 0
+    model.depth_drop = placeholder(float)  # ResNets: chance that training leaves out the last block; less before it
 
     config.transfer = transfer = ml_collections.ConfigDict()
     transfer.train = "head"  # groups that train, such as head,layer4; or all

@@ -319,7 +319,14 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
     """
     m, t, d = config.model, config.transfer, config.data
     build: Callable[..., Network] = functools.partial(
-        create_model, m.name, until=m.until or None, width=m.width, blocks=m.blocks, drop=m.drop, dtype=m.dtype
+        create_model,
+        m.name,
+        until=m.until or None,
+        width=m.width,
+        blocks=m.blocks,
+        drop=m.drop,
+        depth_drop=m.depth_drop,
+        dtype=m.dtype,
     )
     members = members_of(config)
     phases = tuple(

@@ -200,7 +200,7 @@ def test_squeezenet_drops_only_when_given_keys():
         (dict(name="resnet19"), ["resnet19", "resnet18", "squeezenet1_1"]),
         (dict(name="resnet18", until="layer9"), ["layer9", "layer3"]),
         (dict(name="resnet18", until="head"), ["head", "layer4"]),
-        (dict(name="resnet18", drop=0.1), ["drop", "resnet18"]),
+        (dict(name="squeezenet1_0", depth_drop=0.1), ["depth_drop", "squeezenet1_0"]),
         (dict(name="squeezenet1_0", width=3), ["width", "squeezenet1_0"]),
         (dict(name="resnet18", dtype="int8"), ["int8", "bfloat16"]),
         (dict(name="resnet18", dtype="float64"), ["JAX_ENABLE_X64"]),
@@ -222,3 +222,24 @@ def test_a_fresh_head_is_torchs_new_layer(name, fan_in):
         bound = fan_in**-0.5
         assert float(jnp.abs(values).max()) <= bound
         assert float(values.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_stochastic_depth_leaves_out_branches_of_whole_examples():
+    """Of the only block of a network: with its branch, scaled, or without; by the example's key alone."""
+    model = create_model("resnet18", num_classes=3, width=4, blocks=(1,), depth_drop=0.4)
+    plain = create_model("resnet18", num_classes=3, width=4, blocks=(1,))
+    variables = init_variables(model, jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+    x = jnp.tile(jax.random.normal(jax.random.key(1), (1, 16, 16, 3)), (400, 1, 1, 1))
+    assert np.array_equal(model.apply(variables, x[:2]), plain.apply(variables, x[:2]))  # an evaluation
+    keys = jax.random.split(jax.random.key(2), 400)
+    stem = plain.apply(variables, x[:1], end="layer1")
+    block = plain.apply(variables, stem, begin="layer1", end="pool")
+    out = np.asarray(model.apply(variables, x, Pass(keys=keys), end="pool"))
+    # The block ends in relu(stem + branch); where that is positive the branch is what was added.
+    branch = np.where(block > 0, block - stem, np.nan)[0]
+    kept = np.isclose(out, np.maximum(np.asarray(stem) + branch / 0.6, 0), atol=1e-4, rtol=1e-4) | np.isnan(branch)
+    without = np.isclose(out, np.asarray(stem), atol=1e-5)
+    kept, without = kept.all((1, 2, 3)), without.all((1, 2, 3))
+    assert (kept | without).all() and 200 < kept.sum() < 280
+    assert np.array_equal(out[:7], model.apply(variables, x[:7], Pass(keys=keys[:7]), end="pool"))

@@ -35,6 +35,7 @@ def create_model(
     width: int | None = None,
     blocks: Sequence[int] | None = None,
     drop: float | None = None,
+    depth_drop: float | None = None,
     dtype: str = "float32",
 ) -> Network:
     """Makes a network.
@@ -45,7 +46,8 @@ def create_model(
       until: the last stage before the head; None for all.
       width: channels of the first convolution, for a small relative of a ResNet or of `mini_xception`.
       blocks: blocks per layer, likewise; also fewer layers.
-      drop: dropout before the head of a SqueezeNet or of `mini_xception`; None for the original's.
+      drop: dropout before the head; None for the original's.
+      depth_drop: stochastic depth of a ResNet; None for none.
       dtype: 'float32', 'bfloat16', or 'float64' under x64.
 
     Raises:
@@ -63,12 +65,15 @@ def create_model(
         raise UserError(
             f"model.blocks={tuple(blocks)} is not one to four positive numbers of blocks, as in (2, 2, 2, 2)"
         )
-    if drop is not None and not 0 <= drop < 1:
-        raise UserError(f"model.drop={drop} is not in 0 <= drop < 1")
+    for option, rate in (("drop", drop), ("depth_drop", depth_drop)):
+        if rate is not None and not 0 <= rate < 1:
+            raise UserError(f"model.{option}={rate} is not in 0 <= {option} < 1")
     kind, options = MODELS[name]
     given = {
         k: v
-        for k, v in dict(width=width, blocks=tuple(blocks) if blocks is not None else None, drop=drop).items()
+        for k, v in dict(
+            width=width, blocks=tuple(blocks) if blocks is not None else None, drop=drop, depth_drop=depth_drop
+        ).items()
         if v is not None
     }
     for option in given:

@@ -198,6 +198,15 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
+def stochastic_depth(x: jax.Array, rate: float, keys: jax.Array | None, number: int) -> jax.Array:
+    """Drops a residual branch `[B, ...]` of whole examples, one key each; what is kept is scaled by `1 / (1 - rate)`,
+    as torchvision does. `number` tells blocks apart."""
+    if keys is None or rate == 0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate))(keys)
+    return jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x / (1 - rate), jnp.zeros_like(x))
+
+
 def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: Padding = 0, ceil: bool = False) -> jax.Array:
     """torch's MaxPool2d; `ceil` is its `ceil_mode`, which lets the last window hang over the lower right edge."""
     sides: Any

@@ -6,18 +6,34 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tljax.models.layers import BatchNorm, BatchNormMode, Pass, conv, max_pool, new_layer_init, parameter_dtype
+from tljax.models.layers import (
+    BatchNorm,
+    BatchNormMode,
+    Pass,
+    conv,
+    dropout,
+    max_pool,
+    new_layer_init,
+    parameter_dtype,
+    stochastic_depth,
+)
 from tljax.models.network import Network
 
 
 class Block(nn.Module):
-    """A residual block; `layer2_0/conv1` here is torchvision's `layer2.0.conv1`."""
+    """A residual block; `layer2_0/conv1` here is torchvision's `layer2.0.conv1`.
+
+    In training its branch is left out for an example with the probability `drop`; `number` tells its draws from those
+    of other blocks.
+    """
 
     width: int
     bottleneck: bool
     stride: int
     project: bool
     dtype: Any
+    drop: float = 0.0
+    number: int = 0
 
     def setup(self):
         if self.bottleneck:
@@ -37,7 +53,7 @@ class Block(nn.Module):
             y = nn.relu(y) if i < last else y
         if self.project:
             x = self.downsample[1](self.downsample[0](x), mode, forward)
-        out = nn.relu(x + y)
+        out = nn.relu(x + stochastic_depth(y, self.drop, forward.keys, self.number))
         self.sow("intermediates", "out", out)
         return out
 
@@ -49,11 +65,16 @@ class ResNet(Network):
       blocks: number of blocks per layer.
       bottleneck: blocks of 1x1, 3x3, 1x1 whose output is four times as wide.
       width: channels of the stem and of layer1; each later layer doubles them.
+      drop: dropout before the head.
+      depth_drop: the probability that the last block's branch is left out in training, falling linearly to the first
+        one's (Huang et al. 2016), which is that over the number of blocks.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
     width: int = 64
+    drop: float = 0.0
+    depth_drop: float = 0.0
 
     @property
     def all_stages(self) -> tuple[str, ...]:
@@ -66,7 +87,7 @@ class ResNet(Network):
     def setup(self):
         self.conv1 = conv(self.width, 7, stride=2, padding=3, dtype=self.dtype)
         self.bn1 = BatchNorm(self.dtype)
-        channels = self.width
+        channels, number, count = self.width, 0, sum(self.blocks)
         for i, depth in enumerate(self.blocks[: len(self.groups) - 2]):
             width, stride, out = (
                 self.width * 2**i,
@@ -83,11 +104,13 @@ class ResNet(Network):
                         stride if j == 0 else 1,
                         j == 0 and (stride > 1 or channels != out),
                         self.dtype,
+                        self.depth_drop * (number + j + 1) / count,
+                        number + j,
                     )
                     for j in range(depth)
                 ],
             )
-            channels = out
+            channels, number = out, number + depth
         self.fc = nn.Dense(
             self.num_classes,
             kernel_init=new_layer_init(channels),
@@ -113,5 +136,5 @@ class ResNet(Network):
         return x.astype(parameter_dtype(self.dtype)).mean((1, 2)).astype(self.dtype)
 
     def run_head(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
-        del forward, group
-        return self.fc(x)
+        del group
+        return self.fc(dropout(x, self.drop, forward.keys))
