@@ -64,3 +64,16 @@ def test_a_mistake_ends_every_process_with_its_line(alone, tmp_path):
         assert status == 2
         assert "layer9" in err
         assert "Traceback" not in err
+
+
+def test_a_teacher_and_its_student_over_two_processes(alone, tmp_path):
+    _, overrides = alone
+    few = {**overrides, "data.labels": "25%", "semi.method": "pseudo_label"}
+    one = commands.run("configs/folder.py", tmp_path / "one", few)
+    assert one.returncode == 0, one.stderr
+    found = commands.run_processes("configs/folder.py", tmp_path / "two", few, processes=2, devices=1)
+    assert [status for status, _, _ in found] == [0, 0], found
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    for a, b in zip(one["history"], two["history"], strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+    assert one["rounds"][1]["labels"] == two["rounds"][1]["labels"]

@@ -130,6 +130,7 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     With a growing number of images (`top`, `top_per_class`), round r of R gets r/R of `semi.share`.
     """
     s, file = config.semi, workdir / f"round-{number - 1}" / PREDICTIONS
+    together(f"round {number - 1} is done")
     with np.load(file) as answers:
         names, logits = answers["unlabelled_names"], answers["unlabelled_logits"]
         temperature = labelling.fit_temperature(answers["val_logits"], answers["val_labels"]) if s.calibrate else 1.0
@@ -138,11 +139,16 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     targets = found[chosen].astype(np.float32) if s.targets == "soft" else found[chosen].argmax(1).astype(np.int32)
     if jax.process_index() == 0:
         PseudoLabels(names[chosen], targets).save(labels_file(workdir, number))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"labels of round {number}")
+    together(f"round {number} has its labels")
     truth = dict(zip(listed.source.names, listed.truth, strict=True))
     told = labelling.tell(found, chosen, np.array([truth[name] for name in names]), listed.source.classes)
     return {"temperature": temperature, **told}
+
+
+def together(what: str) -> None:
+    """Lets the processes of a run wait for each other: the first one alone writes files."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def record_of(number: int, result: Record, given: Record | None) -> Record:
