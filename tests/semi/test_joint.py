@@ -111,7 +111,7 @@ def test_without_weight_it_is_the_labelled_images_alone(folder, tmp_path):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("method", ["flexmatch", "mean_teacher"])
+@pytest.mark.parametrize("method", ["flexmatch", "mean_teacher", "meta_pseudo_labels"])
 def test_several_devices_are_one(folder, tmp_path, method):
     overrides = {
         "data.source": f"folder:{folder}", "data.split": "50/25/25", "data.resize": 40, "data.size": 32,

@@ -84,7 +84,8 @@ def test_flexmatch_status():
 def test_meta_pseudo_labels(pair):
     _, strong = pair
     keys = jax.random.split(jax.random.key(0), 3000)
-    drawn = np.asarray(jax.vmap(lambda key: meta_pseudo_labels.sampled_labels(key, jnp.asarray(strong)))(keys))
+    each = jax.vmap(lambda key: jax.random.split(key, len(strong)))(keys)
+    drawn = np.asarray(jax.vmap(lambda own: meta_pseudo_labels.sampled_labels(own, jnp.asarray(strong)))(each))
     assert drawn.shape == (3000, len(strong))
     shares = (drawn[..., None] == np.arange(strong.shape[1])).mean(0)
     np.testing.assert_allclose(shares, softmax(strong), atol=0.05)

@@ -95,6 +95,11 @@ def strong_keys(keys: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
 
 
+def draw_keys(keys: jax.Array) -> jax.Array:
+    """Of the keys that drop out `[B]`, those that draw labels."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys)
+
+
 class Tools(NamedTuple):
     """What a method's update is made of, on one replica.
 
@@ -163,14 +168,13 @@ def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, sta
     return Updated(moved, opt_state, semi, grads, logits, given)
 
 
-def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: TrainState, key: jax.Array) -> Updated:
+def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: TrainState) -> Updated:
     """Meta Pseudo Labels: the student learns the teacher's labels alone, the teacher from true ones, from itself
     (consistency, as FixMatch) and from what its labels did to the student."""
     teacher = _own(state.semi["teacher"], own)
     (_, weak, strong), _ = tools.forward(teacher, parts.seen, parts.first, parts.second)
-    given, sure = (
-        meta_pseudo_labels.sampled_labels(key, strong), fixmatch.pseudo_labels(weak, method.threshold)
-    )  # fmt: skip
+    given = meta_pseudo_labels.sampled_labels(draw_keys(parts.second[1]), strong)
+    sure = fixmatch.pseudo_labels(weak, method.threshold)
 
     def student_loss(params: Any) -> Any:
         (logits, taught), stats = tools.forward({**own, "params": params}, parts.seen, parts.second)
@@ -232,10 +236,8 @@ def make_joint_step(
         own, shared = own_parts(model, plan, state.variables)
         parts = parts_of(shared, batch, key)
         tools = tools_of(shared, parts, state.step)
-        if method.name == "meta_pseudo_labels":
-            done = meta_update(method, tools, parts, own, state, draw_key(key, state.step))
-        else:
-            done = consistency_update(method, tools, parts, own, state)
+        update = meta_update if method.name == "meta_pseudo_labels" else consistency_update
+        done = update(method, tools, parts, own, state)
         mask = parts.seen[2]
         right = ((predictions(done.logits) == hard(parts.label)) * mask).sum()
         metrics = total({"loss": tools.true(done.logits), "correct": right, "seen": mask.sum()})
@@ -245,10 +247,6 @@ def make_joint_step(
         variables = join_parts(done.own, shared)
         state = state.replace(step=state.step + 1, **variables, opt_state=done.opt_state, semi=done.semi)
         return state, metrics
-
-    def draw_key(key: jax.Array, step: jax.Array) -> jax.Array:
-        own = jax.random.fold_in(key, step)
-        return own if axis is None else jax.random.fold_in(own, jax.lax.axis_index(axis))
 
     def tools_of(shared: Own, parts: Parts, step: jax.Array) -> Tools:
         mask, other = parts.seen[2], parts.first[2]

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 
 
-def sampled_labels(key: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Hard labels drawn from the teacher: logits `[B, classes]` -> int `[B]`."""
-    return jax.random.categorical(key, teacher).astype(jnp.int32)
+def sampled_labels(keys: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Hard labels drawn from the teacher: one key per image `[B]`, logits `[B, classes]` -> int `[B]`."""
+    return jax.vmap(jax.random.categorical)(keys, teacher).astype(jnp.int32)
 
 
 def feedback(before: jax.Array, after: jax.Array) -> jax.Array:
