@@ -10,7 +10,7 @@ import pytest
 
 from tljax.errors import UserError
 from tljax.models import MODELS, Pass, cpu, create_model, init_variables, variable_shapes
-from tljax.models.layers import dropout, max_pool
+from tljax.models.layers import dropout, max_pool, random_fields
 
 # torchvision's own counts, from its documentation of the weights.
 COUNTS = {
@@ -173,7 +173,7 @@ def test_convolutions_in_a_loop_have_the_form_that_eigen_computes():
     assert set(forms) == {"b01f_01io->b01f"}
 
 
-@pytest.mark.parametrize("rate", [0.25, 0.3])
+@pytest.mark.parametrize("rate", [0.5, 0.25, 0.3])
 def test_dropout_depends_on_the_examples_key_alone(rate):
     keys = jax.random.split(jax.random.key(0), 4)
     x = jnp.ones((4, 2000))
@@ -182,6 +182,18 @@ def test_dropout_depends_on_the_examples_key_alone(rate):
     assert set(np.unique(y).tolist()) == {0.0, (np.float32(1) / np.float32(1 - rate)).item()}
     assert abs(float(y.mean()) - 1) < 0.03
     assert dropout(x, rate, None) is x
+
+
+@pytest.mark.parametrize("width", [1, 4, 8])
+def test_random_fields_are_uniform_and_independent_of_their_neighbours(width):
+    fields = np.asarray(random_fields(jax.random.key(0), (40, 1001), width)).reshape(-1).astype(float)
+    assert fields.min() == 0
+    assert fields.max() == 2**width - 1
+    counts = np.bincount(fields.astype(int))
+    expected = len(fields) / 2**width
+    assert ((counts - expected) ** 2 / expected).sum() < 2**width + 5 * np.sqrt(2 ** (width + 1))
+    for lag in (1, 2, 4, 8, 32):
+        assert abs(np.corrcoef(fields[:-lag], fields[lag:])[0, 1]) < 0.025
 
 
 def test_squeezenet_drops_only_when_given_keys():
