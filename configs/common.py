@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.run = "train"  # what main does: train one network, or the demo
     config.seed = 0  # of the fresh parameters, the order of the batches, augmentation and dropout
     config.epochs = 10
+    config.epoch_steps = 0  # updates of an epoch, whose end validates and saves; 0: one pass over the training images
     config.select = "validation"  # the epoch that is tested: the best by validation, or the last
     config.batch_size = 32  # examples per update, over all devices
     config.accumulate = 1  # parts that a batch is cut into to save memory; one update all the same

@@ -139,6 +139,16 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(finished, tmp_pat
         same(saved_variables(tmp_path / "run", step), saved_variables(workdir, step))
 
 
+def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(finished, folder, tmp_path, monkeypatch):
+    """Five epochs of three updates are three passes of five; a run that stops within one goes on there."""
+    whole, _, _ = finished
+    config = tiny.make_config(folder, epochs=5, epoch_steps=3)
+    interrupted_after(config, tmp_path, 7, monkeypatch)
+    cut = train.run(config, tmp_path, console=QUIET)
+    assert [row["step"] for row in cut["history"]] == [3, 6, 9, 12, 15]
+    same(saved_variables(whole, 15), saved_variables(tmp_path, 15))
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(finished, tmp_path, monkeypatch, capsys):
     _, config, result = finished
     interrupted_after(config, tmp_path / "run", 12, monkeypatch)

@@ -1,5 +1,6 @@
 """Small things that several tests train on."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from configs import common
+from tljax.data import load
 
 CLASSES = ("blue", "green", "red")
 
@@ -38,3 +40,17 @@ def make_config(folder: Path, **overrides: Any) -> Any:
             node = node[part]
         node[last] = value
     return config
+
+
+def permute_hidden_labels(monkeypatch: Any, config: Any) -> None:
+    """From now on the unlabelled images of a config have each other's labels."""
+    hidden, open_source = load.open_data(config.data, seed=config.seed).splits["unlabelled"], load.open_source
+
+    def permuted(*args: Any, **options: Any) -> Any:
+        source = open_source(*args, **options)
+        changed = source.labels.copy()
+        changed[hidden] = np.random.default_rng(1).permutation(changed[hidden])
+        assert (changed != source.labels).any()
+        return dataclasses.replace(source, labels=changed)
+
+    monkeypatch.setattr(load, "open_source", permuted)

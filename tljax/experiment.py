@@ -82,6 +82,8 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> int:
+        if self.config.epoch_steps:
+            return self.config.epoch_steps
         if self.joint:
             images = len(self.data.splits["unlabelled"])
             return num_batches(images, min(self.config.semi.batch_size, images))

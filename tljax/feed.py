@@ -1,6 +1,7 @@
 """What the network is fed with: pictures or kept features, from the host or lying on the devices."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from tljax.data.batches import (
     canvas_of,
     central_squares,
     in_order,
+    num_batches,
     prefetch,
     shuffled,
     trailing,
@@ -32,7 +34,7 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass
 class Feed:
-    """Some images, as batches.
+    """Some images, as batches; an epoch here is one pass over them.
 
     Attributes:
       data: the images.
@@ -141,6 +143,14 @@ class Feed:
             first = (batch["index"] < self._images)[:, None, None, None]
             return jnp.where(first, self.plain(keys, batch["image"], batch["size"]), found)
         return self.normalize(batch["image"])
+
+
+def endless(feed: Any, replicas: Replicas, *, start: int = 0) -> Iterator[dict[str, Any]]:
+    """A feed's shards pass after pass, from batch `start` counted since the first one."""
+    number, first = divmod(start, num_batches(feed.count, feed.batch_size))
+    yield from feed.shards(replicas, epoch=number, start=first)
+    for later in itertools.count(number + 1):
+        yield from feed.shards(replicas, epoch=later)
 
 
 def run_over(

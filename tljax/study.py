@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     from tljax.studies.jobs import make_config
     from tljax.studies.runner import run_jobs
 
-    keep_compilations(small=tiny)
+    keep_compilations(small=True)
     console, failed = make_console(), 0
     check_paths(args)
     everything = [asked(args, study) if isinstance(study, Study) else study for study in chosen(args.name)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +19,12 @@ from tljax import workdir as folders
 from tljax.checkpoint import Checkpoints
 from tljax.checks import check
 from tljax.clock import Clock
-from tljax.data.batches import prefetch, trailing
+from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
 from tljax.errors import UserError
 from tljax.experiment import Experiment, prepare
 from tljax.features import Kept, keep
-from tljax.feed import Feed, run_over, steps_ahead
+from tljax.feed import Feed, endless, run_over, steps_ahead
 from tljax.finish import finish
 from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
@@ -229,9 +230,9 @@ class Trainer:
         """Steps from where the state stands to the end of `epoch`; False if a signal came before that."""
         x = self.x
         done, of = self.step % x.steps_per_epoch, x.steps_per_epoch
-        batches = prefetch(feed.shards(x.replicas, epoch=epoch, start=done))
+        batches = prefetch(itertools.islice(endless(feed, x.replicas, start=self.step), of - done))
         sums: list[Any] = []
-        images = feed.count
+        per_pass = num_batches(feed.count, feed.batch_size)
         if len(self.clocks) == epoch:
             self.clocks.append(Clock())
         clock = self.clocks[epoch]
@@ -249,7 +250,7 @@ class Trainer:
                 done += 1
                 self.step += 1
                 advance(done, of, clock.words)
-                yield metrics, min(feed.batch_size, images - (done - 1) * feed.batch_size)
+                yield metrics, min(feed.batch_size, feed.count - (self.step - 1) % per_pass * feed.batch_size)
                 if caught and done < of:
                     return
 

@@ -1,7 +1,5 @@
 """Few labels: which images keep theirs, and labels that a network gave to the others."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -133,17 +131,7 @@ def test_hidden_labels_change_nothing(folder, tmp_path, monkeypatch):
     """With the labels of unlabelled images permuted, a run gives the same numbers."""
     config = tiny.make_config(folder, data__labels="25%", data__stratify=False, epochs=2)
     first = train.run(config, tmp_path / "a", console=QUIET)
-    hidden = load.open_data(config.data, seed=0).splits["unlabelled"]
-    open_source = load.open_source
-
-    def permuted(*args, **options):
-        source = open_source(*args, **options)
-        changed = source.labels.copy()
-        changed[hidden] = np.random.default_rng(1).permutation(changed[hidden])
-        assert (changed != source.labels).any()
-        return dataclasses.replace(source, labels=changed)
-
-    monkeypatch.setattr(load, "open_source", permuted)
+    tiny.permute_hidden_labels(monkeypatch, config)
     second = train.run(config, tmp_path / "b", console=QUIET)
     assert first["history"] == second["history"] and first["test"] == second["test"]
     for a, b in zip(*(np.load(tmp_path / x / "predictions.npz").values() for x in "ab"), strict=True):

@@ -1,6 +1,5 @@
 """Labelled and unlabelled images in one step: what it learns, resumes, and does on several devices."""
 
-import dataclasses
 import json
 
 import jax
@@ -10,7 +9,6 @@ import pytest
 from tests import commands, tiny
 from tljax import train
 from tljax.checkpoint import saved_steps, saved_variables
-from tljax.data import load
 from tljax.errors import UserError
 from tljax.interrupt import Interrupted
 from tljax.report.console import make_console
@@ -43,16 +41,7 @@ def test_each_method_runs_tells_and_never_sees_hidden_labels(folder, tmp_path, m
     for row in first["history"]:
         assert 0 <= row["right"] <= row["given"] <= 27
     assert first["unlabelled"]["unlabelled"] == first["unlabelled"]["given"] == 27
-    hidden = load.open_data(config.data, seed=0).splits["unlabelled"]
-    open_source = load.open_source
-
-    def permuted(*args, **options):
-        source = open_source(*args, **options)
-        changed = source.labels.copy()
-        changed[hidden] = np.random.default_rng(1).permutation(changed[hidden])
-        return dataclasses.replace(source, labels=changed)
-
-    monkeypatch.setattr(load, "open_source", permuted)
+    tiny.permute_hidden_labels(monkeypatch, config)
     second = train.run(config, tmp_path / "b", console=QUIET)
     step = saved_steps(tmp_path / "a")[-1]
     for a, b in zip(*(flat(saved_variables(tmp_path / x, step)) for x in "ab"), strict=True):
@@ -171,3 +160,14 @@ def test_what_cannot_be(folder, tmp_path, settings, words):
         train.run(config_of(folder, **{"method": "fixmatch"}, **settings) if "semi__method" not in settings
                   else config_of(folder, settings["semi__method"]), tmp_path / "run", console=QUIET)  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(folder, tmp_path):
+    """Three epochs of two updates are two passes of three over the unlabelled images."""
+    passes = train.run(config_of(folder, "fixmatch", select="last"), tmp_path / "a", console=QUIET)
+    config = config_of(folder, "fixmatch", select="last", epochs=3, epoch_steps=2)
+    cut = train.run(config, tmp_path / "b", console=QUIET)
+    assert [row["step"] for row in cut["history"]] == [2, 4, 6]
+    assert cut["test"] == passes["test"]
+    for a, b in zip(*(flat(saved_variables(tmp_path / x, 6)) for x in "ab"), strict=True):
+        assert np.array_equal(a, b)

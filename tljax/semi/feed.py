@@ -1,12 +1,11 @@
 """Labelled and unlabelled images side by side."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from tljax.data.batches import num_batches
-from tljax.feed import Feed
+from tljax.feed import Feed, endless
 from tljax.steps import Replicas
 
 
@@ -39,17 +38,11 @@ class JointFeed:
     def shards(self, replicas: Replicas, *, epoch: int = 0, start: int = 0) -> Iterator[dict[str, Any]]:
         """One epoch, from batch `start`: `labelled`, `weak`, and `strong` where second views lie in features."""
         done = epoch * num_batches(self.count, self.batch_size) + start
-
-        def again() -> Iterator[dict[str, Any]]:
-            number, first = divmod(done, num_batches(self.labelled.count, self.labelled.batch_size))
-            yield from self.labelled.shards(replicas, epoch=number, start=first)
-            for later in itertools.count(number + 1):
-                yield from self.labelled.shards(replicas, epoch=later)
-
+        again = endless(self.labelled, replicas, start=done)
         seen = self.first.shards(replicas, epoch=epoch, start=start)
         if self.second.features is None:
-            yield from ({"weak": one, "labelled": two} for one, two in zip(seen, again(), strict=False))
+            yield from ({"weak": one, "labelled": two} for one, two in zip(seen, again, strict=False))
         else:
             others = self.second.shards(replicas, epoch=epoch, start=start)
-            for one, two, three in zip(seen, others, again(), strict=False):
+            for one, two, three in zip(seen, others, again, strict=False):
                 yield {"weak": one, "strong": two, "labelled": three}

@@ -74,7 +74,7 @@ def _work(job: Job, runs: str) -> str | None:
     from tljax.main import keep_compilations
     from tljax.report.console import make_console
 
-    keep_compilations()
+    keep_compilations(small=True)
     try:
         run_job(job, Path(runs), make_console(quiet=True))
     except Exception as error:

@@ -48,8 +48,9 @@ def tiny(given: Fields) -> tuple[Fields, Fields | None]:
         "batch_size": max(given.get("batch_size", 32), 20),
         "pictures": False,
     }
-    if "semi.teacher_epochs" in small:
-        small["semi.teacher_epochs"] = 1
+    for field, value in (("semi.teacher_epochs", 1), ("epoch_steps", 2)):
+        if small.get(field):
+            small[field] = value
     if small.get("data.split", "official") == "official" and "data.val" not in small:
         small["data.val"] = 0.2
     if phases := small.get("transfer.phases"):
@@ -82,6 +83,7 @@ def one_step(given: Fields) -> tuple[Fields, None]:
         "transfer.allow_fresh_frozen": True,
         "transfer.phases": "",
         "epochs": 1,
+        "epoch_steps": 1,
     } | ({"semi.rounds": 1, "semi.teacher_epochs": 1} if "semi.rounds" in given else {}), None
 
 
