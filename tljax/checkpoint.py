@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
 from tljax.state import TrainState, averaged
 
 FOLDER = "checkpoints"
@@ -81,7 +81,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or JSON make of a damaged file
-                tell(f"the checkpoint of step {step} cannot be read: {' '.join(str(error).split())[:160]}")
+                tell(f"the checkpoint of step {step} cannot be read: {one_line(error)[:160]}")
                 damaged.append(step)
                 continue
             for bad in damaged:

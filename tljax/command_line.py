@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
 from tljax.interrupt import Interrupted
 
 
@@ -151,7 +151,3 @@ class OneLineParser(argparse.ArgumentParser):
 
 def _broken(path: str, error: Exception) -> str:
     return f"--config={path} does not work: {type(error).__name__}: {one_line(error)}"
-
-
-def one_line(error: BaseException | str) -> str:
-    return " ".join(str(error).split())

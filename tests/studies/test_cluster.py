@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -9,7 +10,8 @@ import pytest
 
 from tests.studies.test_runner import QUIET, SMALL, planned
 from tljax import workdir as folders
-from tljax.studies.cluster import run_on_ray
+from tljax.errors import UserError
+from tljax.studies.cluster import check_answers, run_on_ray
 from tljax.studies.study import Cell, Study
 
 pytestmark = pytest.mark.peer
@@ -65,3 +67,16 @@ def test_failures_are_told_and_leave_the_rest_alone(ray, tmp_path):
     assert len(outcome.failed) == 2
     assert "nowhere.pth" in outcome.failed[runs[0].key]
     assert outcome.done == [runs[2].key]
+
+
+def test_a_cluster_that_does_not_answer_is_refused():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(UserError, match=rf"no cluster answers at RAY_ADDRESS=127\.0\.0\.1:{port} \(.*refused"):
+        check_answers(f"127.0.0.1:{port}")
+    with socket.socket() as there:
+        there.bind(("127.0.0.1", 0))
+        there.listen()
+        check_answers(f"ray://127.0.0.1:{there.getsockname()[1]}")
+    check_answers("auto")

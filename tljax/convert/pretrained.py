@@ -22,7 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from tljax.convert import torch_file
 from tljax.convert.weights_file import FORMAT, sha256_of
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
 
 URL = "https://download.pytorch.org/models/"
 URL_VARIABLE = "TLJAX_WEIGHTS_URL"  # a mirror in place of URL
@@ -205,7 +205,7 @@ def download(url: str, target: Path) -> Path:
                 reason = f"it broke off after {size_of(part)} bytes, which the next run goes on from"
     except OSError as error:
         reason = f"{error.filename or target}: {error.strerror or error}"
-    raise UserError(f"cannot download {url} ({' '.join(reason.split())}): fetch it yourself and put it at {target}")
+    raise UserError(f"cannot download {url} ({one_line(reason)}): fetch it yourself and put it at {target}")
 
 
 def accept(part: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from tljax.convert import safe_pickle
 from tljax.convert.safe_pickle import Global, Parameter, Tensor, shown
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -83,7 +83,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # whatever zipfile, tarfile, json and numpy raise for bytes that someone made up
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = one_line(error)[:120] or type(error).__name__
         raise UserError(f"{path} is truncated or not a file of weights ({reason})") from error
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from tljax.data.source import Source
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
 
 SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}  # TFDS's name -> ours
 FILE_NAME_FEATURES = ("file_name", "image/filename", "filename", "image/file_name")
@@ -295,7 +295,7 @@ def _unreadable(spec: str, builder: Any, error: Exception) -> UserError:
 
 def _reason(error: BaseException) -> str:
     """The error's message on one line, since TFDS's run over many."""
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    return one_line(error)[:400] or type(error).__name__
 
 
 @contextlib.contextmanager

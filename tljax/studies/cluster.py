@@ -1,13 +1,14 @@
 """The jobs of a study on a Ray cluster (the extra [ray]): one accelerator each, a lost worker's job done again."""
 
+import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tljax.command_line import one_line
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
 from tljax.studies.jobs import Job
 from tljax.studies.runner import Outcome, fail, is_ready, reason_of, run_job, settled
 
@@ -24,7 +25,7 @@ def run_on_ray(jobs: Sequence[Job], runs: Path, console: Console, *, address: st
       address: of the cluster, as `ray.init` takes it; None for RAY_ADDRESS, else a local one that ends with this call.
 
     Raises:
-      UserError: where Ray is not installed.
+      UserError: where Ray is not installed, or nobody answers at the address.
     """
     try:
         import ray
@@ -32,12 +33,28 @@ def run_on_ray(jobs: Sequence[Job], runs: Path, console: Console, *, address: st
         raise UserError("--ray needs Ray: pip install 'tljax[ray]'") from None
     ours = not ray.is_initialized()
     if ours:
-        ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
+        check_answers(address or os.environ.get("RAY_ADDRESS", ""))
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
+        except ConnectionError as error:
+            raise UserError(f"--ray: no cluster can be reached: {one_line(error)[:200]}") from None
     try:
         return _run(ray, jobs, runs.resolve(), console)
     finally:
         if ours:
             ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """Raises UserError where nobody answers at a cluster's `HOST:PORT`; Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--ray: no cluster answers at RAY_ADDRESS={address} ({one_line(error)}); start one there, or "
+                        "leave RAY_ADDRESS out to use this machine") from None  # fmt: skip
 
 
 def _run(ray: Any, jobs: Sequence[Job], runs: Path, console: Console) -> Outcome:

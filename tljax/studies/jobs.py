@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import common
-from tljax.command_line import one_line
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
 from tljax.models import create_model, variable_shapes
 from tljax.studies.scales import SCALES
 from tljax.studies.study import OF_CELL, Cell, Study

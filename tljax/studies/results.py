@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tljax.command_line import one_line
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
 from tljax.finish import PREDICTIONS, SPLITS
 from tljax.losses import predictions, wilson_interval
 from tljax.studies import statistics
@@ -51,7 +50,8 @@ def _given_right(result: Result) -> float | None:
 
 
 def measure(name: str) -> Measure:
-    """A column by name: `test`, `validation`, `validation@EPOCH`, `best by test`, `epoch`, `lr`, `seconds`."""
+    """A column by name: `test`, `validation`, `validation@EPOCH`, `best by test`, `epoch`, `lr`, `given right`,
+    `updates`, `seconds`."""
     if name.startswith("validation@"):
         epoch = int(name.partition("@")[2])
         return Measure(

@@ -11,8 +11,7 @@ from rich.console import Console
 from tljax import memo, train
 from tljax import runs as runs_lib
 from tljax import workdir as folders
-from tljax.command_line import one_line
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
 from tljax.machine import forget_programs
 from tljax.report.console import make_console
 from tljax.studies.jobs import Job, make_config
