@@ -154,7 +154,7 @@ def write_member(trainer: Trainer, folder: Path, result: dict[str, Any], logits:
         predictions |= {f"{split}_logits": values, f"{split}_names": names}
         if split in SPLITS:
             predictions[f"{split}_labels"] = data.labels(split)
-    np.savez_compressed(folder / PREDICTIONS, allow_pickle=False, **predictions)
+    folders.write_arrays(folder / PREDICTIONS, **predictions)
     if trainer.x.config.pictures:
         chosen = chosen_row(result["history"], trainer.x.config.select)
         pictures.save_curves(folder / "curves.png", result["history"], chosen)

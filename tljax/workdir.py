@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tljax.errors import UserError
+import numpy as np
+
+from tljax.errors import UserError, one_line
 
 try:
     import fcntl
@@ -23,11 +25,18 @@ SPILL, LOCK = "pixels.u8", ".lock"
 FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "cache.memory_gb", "pictures")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is either the old one or the new one, whatever happens and whoever else writes it."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file that is either the old one or the new one, whatever happens and whoever else writes it."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, path)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """An .npz file without pickles."""
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_whole(path, file.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -61,7 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is damaged: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it is no JSON object")
     return value

@@ -10,7 +10,8 @@ import numpy as np
 
 from tljax.data.source import Source
 from tljax.data.splits import permuted
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
+from tljax.workdir import write_arrays
 
 HIDDEN = -1
 """The label of an image whose own is out of reach."""
@@ -70,10 +71,7 @@ class PseudoLabels:
 
     def save(self, path: Path) -> None:
         """Writes a file that is whole or not there."""
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, names=self.names, targets=self.targets)
-        part.replace(path)
+        write_arrays(path, names=self.names, targets=self.targets)
 
     @classmethod
     def load(cls, path: Path) -> "PseudoLabels":
@@ -82,7 +80,7 @@ class PseudoLabels:
             with np.load(path, allow_pickle=False) as file:
                 found = cls(file["names"], file["targets"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise UserError(f"data.pseudo={path} is no file of pseudo-labels (an .npz of names and targets): {reason}"
                             ) from None  # fmt: skip
         kinds = {1: np.integer, 2: np.floating}
