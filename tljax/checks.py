@@ -94,6 +94,8 @@ def check_semi(config: Any) -> None:
         raise UserError(f"semi.method={method} needs images without a label; say data.labels=10%, or 4 for 4 per class")
     if is_population(config):
         raise UserError(f"semi.method={method} and population.* do not go together; run the members one by one")
+    if method == "pseudo_label" and config.data.pseudo:
+        raise UserError("semi.method=pseudo_label makes its own labels; leave data.pseudo out")
     if method not in METHODS:
         return
     for name, given, alone in (

@@ -106,7 +106,8 @@ class Tools(NamedTuple):
     Attributes:
       forward: `(own, *views) -> logits of each view, statistics`; a view is inputs, keys and mask, and all views go
         through the network together.
-      optimize: `(own, statistics, opt_state, grads) -> own, opt_state` after one update.
+      optimize: `(own, statistics, opt_state, grads) -> own, opt_state` after one update; gradients are those of all
+        replicas, statistics those of this one.
       true: logits of the labelled images -> the sum of their losses, over this replica.
       seen: labelled images of the batch, over all replicas.
       unlabelled: losses `[B]` -> their part in the mean over all replicas.
@@ -158,6 +159,7 @@ def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, sta
         return value, (logits, weak, given, stats)
 
     grads, (logits, weak, given, stats) = jax.grad(loss, has_aux=True)(own["params"])
+    grads = tools.total(grads)
     moved, opt_state = tools.optimize(own, stats, state.opt_state, grads)
     if method.name == "flexmatch":
         rows = (tools.everywhere(v) for v in (parts.index, weak, parts.first[2]))
@@ -181,6 +183,7 @@ def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: Tra
         return tools.unlabelled(fixmatch.given_loss(taught, given)), (logits, stats)
 
     grads, (logits, stats) = jax.grad(student_loss, has_aux=True)(own["params"])
+    grads = tools.total(grads)
     moved, opt_state = tools.optimize(own, stats, state.opt_state, grads)
     (after, _), _ = tools.forward(moved, parts.seen, parts.second)
     before, after = (tools.total(tools.true(values)) / tools.seen for values in (logits, after))
@@ -193,7 +196,7 @@ def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: Tra
         return tools.true(logits) / tools.seen + tools.unlabelled(losses), stats
 
     teacher_grads, stats = jax.grad(teacher_loss, has_aux=True)(teacher["params"])
-    teacher, teachers = tools.optimize(teacher, stats, state.semi["opt_state"], teacher_grads)
+    teacher, teachers = tools.optimize(teacher, stats, state.semi["opt_state"], tools.total(teacher_grads))
     semi = {"teacher": join_parts(teacher, NOTHING), "opt_state": teachers}
     return Updated(moved, opt_state, semi, grads, logits, given)
 
@@ -243,7 +246,7 @@ def make_joint_step(
         metrics = total({"loss": tools.true(done.logits), "correct": right, "seen": mask.sum()})
         given = jnp.where(parts.first[2] > 0, done.given, HIDDEN)
         metrics |= {"index": everywhere(parts.index), "given": everywhere(given)}
-        metrics |= {"grad_norm": optax.tree.norm(total(done.grads))}
+        metrics |= {"grad_norm": optax.tree.norm(done.grads)}
         variables = join_parts(done.own, shared)
         state = state.replace(step=state.step + 1, **variables, opt_state=done.opt_state, semi=done.semi)
         return state, metrics
@@ -263,7 +266,6 @@ def make_joint_step(
             return jnp.split(logits, ends), {p: moved.get(p, v) for p, v in own["batch_stats"].items()}
 
         def optimize(own: Own, stats: Any, opt_state: Any, grads: Any) -> tuple[Own, Any]:
-            grads = total(grads)
             if axis is not None and not cross_replica_bn:  # each replica's statistics count by the examples it saw
                 share = here / total(here)
                 stats = {p: total(v * share.astype(v.dtype)) for p, v in stats.items()}

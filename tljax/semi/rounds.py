@@ -49,7 +49,6 @@ def run(
     console = console or console_lib.make_console(quiet=not first)
     workdir = workdir.absolute()  # the config of a student names files in it
     check(config, look_at_test=look_at_test)
-    check_rounds(config)
     listed = open_data(config.data, seed=config.seed)
     if config.semi.calibrate and "val" not in listed.splits:
         raise UserError("semi.calibrate=True fits a temperature on validation images, and there are none")
@@ -85,18 +84,11 @@ def run(
         if first:
             shutil.copyfile(workdir / f"round-{config.semi.rounds}" / PREDICTIONS, workdir / PREDICTIONS)
             if config.pictures:
-                best = final["history"][-1] if final["validation"] is None else final["validation"]["best_epoch"]
-                row = best if isinstance(best, dict) else final["history"][best - 1]
+                row = next(row for row in final["history"] if row["step"] == final["best_step"])
                 pictures.save_curves(workdir / "curves.png", final["history"], row)
             folders.write_json(workdir / folders.RESULT, final)
     console.print(f"{final['seconds']:.0f} s; everything is in {workdir}", markup=False)
     return final
-
-
-def check_rounds(config: Any) -> None:
-    """Raises UserError for what a teacher and its students cannot do."""
-    if config.data.pseudo:
-        raise UserError("semi.method=pseudo_label makes its own labels; leave data.pseudo out")
 
 
 def config_of(config: Any, number: int, workdir: Path) -> Any:
