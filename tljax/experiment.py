@@ -82,8 +82,11 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> int:
-        if self.config.epoch_steps:
-            return self.config.epoch_steps
+        return self.config.epoch_steps or self.steps_per_pass
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Updates in which each training image, or each unlabelled one of a joint run, comes once."""
         if self.joint:
             images = len(self.data.splits["unlabelled"])
             return num_batches(images, min(self.config.semi.batch_size, images))
@@ -169,8 +172,7 @@ class Experiment:
 
     def init_semi(self, variables: dict[str, Any], opt_state: Any) -> dict[str, Any]:
         """What the method keeps, at the beginning."""
-        own = own_parts(self.model, self.plans[0][0], variables)[0]
-        return self.method.init(own, opt_state) if self.joint else {}
+        return self.method.init(own_parts(self.model, self.plans[0][0], variables)[0], opt_state) if self.joint else {}
 
     def train_step(self, phase: int, feed: Feed | JointFeed) -> Callable[..., Any]:
         """The step of one replica in a phase."""
@@ -265,8 +267,8 @@ class Experiment:
             return 0
         if not self.joint and not augmentation(self.config).random:
             return 1
-        views = self.config.cache.views
-        return views if is_sharing() else min(views, self.config.epochs)
+        passes = -(-self.config.epochs * self.steps_per_epoch // self.steps_per_pass)
+        return self.config.cache.views if is_sharing() else min(self.config.cache.views, passes)
 
     @property
     def views_seed(self) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tljax import memo
 from tljax.command_line import OneLineParser, exit_status
 from tljax.errors import UserError
 from tljax.machine import compile_quickly, tune_cpu
@@ -146,7 +147,7 @@ def asked(args: argparse.Namespace, study: Study) -> Asked:
         plain = list(value) if isinstance(value, tuple) else value
         if name not in FREE and all(run.fields[name] != plain for run in runs):
             raise UserError(f"--set {name}: --scale={args.scale} has its own value; leave it out")
-    told = [f"{name}={text.rpartition('/')[2]}" for name, text in given.items()]
+    told = [f"{name}={text.rpartition('/')[2]}" for name, text in given.items() if name not in FREE]
     told += [f"{name} one of {', '.join(map(str, tried))}" for name, tried in search.items()]
     by_hand = tuple(f"{text}, set by hand" for text in told) + (("only some of the rows",) if args.row else ())
     study = dataclasses.replace(study, differences=(*study.differences, *by_hand))
@@ -188,18 +189,19 @@ def run(args: argparse.Namespace) -> int:
     everything = [asked(args, study) if isinstance(study, Study) else study for study in chosen(args.name)]
     for job in (job for wanted in everything if isinstance(wanted, Asked) for job in wanted.jobs):
         check(make_config(job.fields), look_at_test=True)  # a mistake is told before hours have passed
-    for wanted in everything:
-        if isinstance(wanted, Look):
-            console.print(f"{wanted.name}: {look_at(args, wanted)}/report.html", markup=False, soft_wrap=True)
-            continue
-        study, runs, jobs, folder = wanted
-        make_folder(folder)
-        console.print(f"{study.name}: {len(study.cells)} rows, {len(runs)} runs in {len(jobs)} jobs", markup=False)
-        outcome = (run_on_ray if args.ray else run_jobs)(jobs, folder, console)
-        failed += len(outcome.failed)
-        write_report(args, wanted)
-        ended = f"{len(outcome.done)} jobs done, {len(outcome.failed)} failed"
-        console.print(f"{study.name}: {ended}; {own_folder(args, study)}/report.html", markup=False, soft_wrap=True)
+    with memo.sharing():  # also from one study to the next
+        for wanted in everything:
+            if isinstance(wanted, Look):
+                console.print(f"{wanted.name}: {look_at(args, wanted)}/report.html", markup=False, soft_wrap=True)
+                continue
+            study, runs, jobs, folder = wanted
+            make_folder(folder)
+            console.print(f"{study.name}: {len(study.cells)} rows, {len(runs)} runs in {len(jobs)} jobs", markup=False)
+            outcome = (run_on_ray if args.ray else run_jobs)(jobs, folder, console)
+            failed += len(outcome.failed)
+            write_report(args, wanted)
+            ended = f"{len(outcome.done)} jobs done, {len(outcome.failed)} failed"
+            console.print(f"{study.name}: {ended}; {own_folder(args, study)}/report.html", markup=False, soft_wrap=True)
     return 1 if failed else 0
 
 
