@@ -104,6 +104,15 @@ def test_a_network_of_another_cell_comes_first():
     assert len(jobs) == 4
 
 
+def test_weights_by_hand_are_not_those_of_a_run_that_starts_from_another():
+    cells = Cell("late", {"model.weights": "cell:early", "optimizer.lr": 1e-4}), Cell("early", {"epochs": 2})
+    late, early = runs_of(study(*cells), **{"model.weights": "mine.pth"})
+    assert early.fields["model.weights"] == "mine.pth"
+    assert late.first is not None
+    assert late.first.key == early.key
+    assert early.key in late.fields["model.weights"]
+
+
 def test_tiny_runs_start_from_a_tiny_network():
     runs = runs_of(study(Cell("a"), Cell("b", {"model.weights": "None", "transfer.train": "all"})), scale="tiny")
     assert runs[0].fields["model.weights"] == f"run:{runs[0].first.key}"

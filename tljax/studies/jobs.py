@@ -162,6 +162,8 @@ def _runs_of(
     for values in itertools.product(*cell.search.values()):
         searched = dict(zip(cell.search, values, strict=True))
         given = {**study.base, **cell.settings, **searched, **overrides, "seed": seed}
+        if str(own := cell.settings.get("model.weights", "")).startswith(OF_CELL):
+            given["model.weights"] = own  # a file named by hand stands for weights that are fetched, not for a run's
         if (source := str(given.get("data.source", ""))).startswith(OF_DATA):
             given["data.source"] = data[source.removeprefix(OF_DATA)]
         given, before = SCALES[scale].change(given)
