@@ -110,7 +110,9 @@ def claims_words(found: Findings) -> list[str]:
     """What the report says and whether it held here; what it says of several rows alike, once."""
     told: dict[str, dict[str, list[str]]] = {}
     for claim in found.study.claims:
-        told.setdefault(claim.text, {}).setdefault(verdicts.judge(claim, found), []).append(claim.better)
+        alike = [other for other in found.study.claims if (other.text, other.better) == (claim.text, claim.better)]
+        name = claim.better if len(alike) == 1 else f"{claim.better} over {', '.join(claim.than)}"
+        told.setdefault(claim.text, {}).setdefault(verdicts.judge(claim, found), []).append(name)
     lines = []
     for text, by_verdict in told.items():
         several = sum(map(len, by_verdict.values())) > 1
