@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.val = 0.2  # share of train that becomes validation where the split has none
     data.per_class = 0  # train on so many images per class; 0 for all
     data.labels = "all"  # of training images: all, a share such as 10%, or a number per class; the rest are unlabelled
+    data.shapes_seed = placeholder(int)  # of procedural pictures (shapes:TASK); empty: `seed`
     data.labels_seed = placeholder(int)  # of which ones; empty: `seed`
     data.pseudo = ""  # a file of labels that a network gave to unlabelled images (see tljax/data/labels.py)
     data.stratify = True  # every split has each class in proportion
@@ -114,13 +115,13 @@ def get_config() -> ml_collections.ConfigDict:
     semi.method = "none"  # none, pseudo_label, mean_teacher, fixmatch, flexmatch, meta_pseudo_labels
     semi.rounds = 1  # students, one after the other
     semi.teacher_epochs = 0  # of the first teacher; 0: `epochs`
-    semi.teacher_noise = True  # whether the first teacher sees augmented images, as its students do
+    semi.teacher_noise = True  # whether the first teacher trains with augmentation and dropout, as its students do
     semi.select = "all"  # which images are labelled: all, threshold, top (the most confident), top_per_class
     semi.threshold = 0.95  # least confidence; also of fixmatch, flexmatch and meta_pseudo_labels
     semi.share = 1.0  # top, top_per_class: of the images, in the last round; round r of R has r/R of it
     semi.targets = "hard"  # hard: the most probable class; soft: the probabilities
     semi.calibrate = False  # divide logits by a temperature fitted on validation, before the confidence is looked at
-    semi.start = "weights"  # what students start from: weights (model.weights), or teacher
+    semi.start = "weights"  # what students start from: weights (model.weights), or teacher, then nothing is fresh
     semi.batch_size = 32  # unlabelled images of an update, beside `batch_size` labelled ones
     semi.weight = 1.0  # of the loss on unlabelled images
     semi.ramp_epochs = 0.0  # in which that weight rises

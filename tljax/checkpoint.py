@@ -125,8 +125,16 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def saved_variables(workdir: Path, step: int) -> dict[str, Any]:
-    """Parameters and statistics that are tested at `step`, read without knowing the network or the optimizer."""
-    restored = ocp.PyTreeCheckpointer().restore((workdir / FOLDER).absolute() / str(step) / "state")
+    """Parameters and statistics that are tested at `step`, read without knowing the network or the optimizer.
+
+    Raises:
+      UserError: when they cannot be read.
+    """
+    folder = (workdir / FOLDER).absolute() / str(step)
+    try:
+        restored = ocp.PyTreeCheckpointer().restore(folder / "state")
+    except Exception as error:  # Orbax lets through whatever its storage raises
+        raise UserError(f"the checkpoint {folder} is missing or damaged: {one_line(error)[:160]}") from None
     found = {name: jax.tree.map(np.asarray, restored[name] or {}) for name in ("params", "batch_stats")}
     return averaged(found, jax.tree.map(np.asarray, restored.get("semi")))
 

@@ -40,7 +40,7 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
             raise UserError(f"{name}={fields[name]} is too small; it is at least {bound}")
     if config.optimizer.momentum >= 1:
         raise UserError(f"optimizer.momentum={config.optimizer.momentum} is not below 1; sgd would diverge")
-    for name in ("seed", "transfer.seed", "data.labels_seed", "cache.seed"):
+    for name in ("seed", "transfer.seed", "data.shapes_seed", "data.labels_seed", "cache.seed"):
         if fields[name] is not None and not 0 <= fields[name] < 2**32:
             raise UserError(f"{name}={fields[name]} is not a whole number from 0 that fits in 32 bits")
     for name in ("semi.threshold", "semi.share"):
@@ -77,6 +77,9 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
     if config.data.resize and config.data.resize < config.data.size:
         raise UserError(f"data.resize={config.data.resize}, the side that images are kept at, is smaller than "
                         f"data.size={config.data.size}")  # fmt: skip
+    if config.data.boxes and config.data.labels != "all":
+        raise UserError("data.boxes=True cuts to boxes that somebody drew, which unlabelled images do not have; leave "
+                        "it out, or say data.labels=all")  # fmt: skip
     augmentation(config)
     augmentation(config, strong=True)
     check_semi(config)
@@ -92,10 +95,13 @@ def check_semi(config: Any) -> None:
         return
     if config.data.labels == "all":
         raise UserError(f"semi.method={method} needs images without a label; say data.labels=10%, or 4 for 4 per class")
+    if config.model.outputs:
+        raise UserError(f"semi.method={method} does not go with model.outputs={config.model.outputs}; an output that "
+                        "is no class could become a label")  # fmt: skip
     if is_population(config):
         raise UserError(f"semi.method={method} and population.* do not go together; run the members one by one")
-    if method == "pseudo_label" and config.data.pseudo:
-        raise UserError("semi.method=pseudo_label makes its own labels; leave data.pseudo out")
+    if config.data.pseudo:
+        raise UserError(f"semi.method={method} makes its own labels; leave data.pseudo out")
     if method not in METHODS:
         return
     for name, given, alone in (
@@ -104,5 +110,8 @@ def check_semi(config: Any) -> None:
     ):  # fmt: skip
         if given != alone:
             raise UserError(f"semi.method={method} does not go with {name}={given}; it takes {alone!r}")
+    if config.cache.views == 1 and not config.semi.strong_ops:
+        raise UserError(f"semi.method={method} compares two views of an image, and with cache.views=1 and "
+                        "semi.strong_ops=0 there is one; keep 2 or more")  # fmt: skip
     if config.semi.decay >= 1:
         raise UserError(f"semi.decay={config.semi.decay} is not below 1; the average would never move")

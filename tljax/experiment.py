@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -268,7 +268,10 @@ class Experiment:
         if not self.joint and not augmentation(self.config).random:
             return 1
         passes = -(-self.config.epochs * self.steps_per_epoch // self.steps_per_pass)
-        return self.config.cache.views if is_sharing() else min(self.config.cache.views, passes)
+        every = (
+            is_sharing() or self.joint
+        )  # labelled images come more often than passes, second views half a turn later
+        return self.config.cache.views if every else min(self.config.cache.views, passes)
 
     @property
     def views_seed(self) -> int:
@@ -307,21 +310,27 @@ def augmentation(config: Any, *, strong: bool = False) -> Augmentation:
     )
 
 
-def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experiment, dict[str, Any]]:
-    """Finds the weights, decodes the data, makes the plans.
+class Outline(NamedTuple):
+    """What can be said of a run before its data are opened.
 
-    Args:
-      config: the config, checked.
-      workdir: for decoded images that outgrow the memory; None forbids that.
-      console: where to print.
-
-    Returns:
-      The experiment and its initial variables.
-
-    Raises:
-      UserError: for whatever the user can mend; what is cheap to find is said first, images are decoded last.
+    Attributes:
+      build: `num_classes=... -> network`.
+      members, phases: as `Experiment` has them.
+      sketch, shapes: a network, and the shapes of its variables.
+      fresh: groups that start from random numbers.
     """
-    m, t, d = config.model, config.transfer, config.data
+
+    build: Callable[..., Network]
+    members: tuple[Member, ...]
+    phases: tuple[tuple[Phase, ...], ...]
+    sketch: Network
+    shapes: dict[str, Any]
+    fresh: str
+
+
+def outline(config: Any) -> Outline:
+    """Raises UserError for a network that there is not, or a plan that cannot be."""
+    m, t = config.model, config.transfer
     build: Callable[..., Network] = functools.partial(
         create_model,
         m.name,
@@ -348,6 +357,25 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
                     "cache.views keeps features of a part that never changes, and this plan has none: something in the "
                     "first group trains or its batch norm moves; leave cache.views out"
                 )
+    return Outline(build, members, phases, sketch, shapes, fresh)
+
+
+def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experiment, dict[str, Any]]:
+    """Finds the weights, decodes the data, makes the plans.
+
+    Args:
+      config: the config, checked.
+      workdir: for decoded images that outgrow the memory; None forbids that.
+      console: where to print.
+
+    Returns:
+      The experiment and its initial variables.
+
+    Raises:
+      UserError: for whatever the user can mend; what is cheap to find is said first, images are decoded last.
+    """
+    m, d = config.model, config.data
+    build, members, phases, sketch, shapes, fresh = outline(config)
     listed = open_data(d, seed=config.seed)
     source = listed.source
     num_classes = outputs(config.loss.name, len(source.classes))

@@ -130,7 +130,7 @@ def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> di
 
 def told_of_unlabelled(data: Data, logits: np.ndarray) -> dict[str, Any]:
     """What the labels would be worth that a network gives to all unlabelled images."""
-    found = labelling.probabilities(logits)
+    found = labelling.log_probabilities(logits)
     everything = labelling.select(found, "all")
     return labelling.tell(found, everything, data.truth[data.splits["unlabelled"]], data.source.classes)
 

@@ -46,6 +46,7 @@ def run(
     console: Console | None = None,
     look_at_test: bool = False,
     before: Callable[[], None] = lambda: None,
+    decoded: Path | None = None,
 ) -> dict[str, Any]:
     """Trains, picks the best epoch by validation, tests once.
 
@@ -59,6 +60,7 @@ def run(
       console: where to print.
       look_at_test: allows `select='test'`, which tests every epoch. Studies of reports that chose so are alone in it.
       before: called when everything has been found good, and nothing is written yet.
+      decoded: the folder of decoded images that outgrow the memory, where it is not `workdir`.
 
     Returns:
       What `result.json` holds.
@@ -73,7 +75,7 @@ def run(
     console = console or console_lib.make_console(quiet=not first)
     check(config, look_at_test=look_at_test)
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
-    experiment, variables = prepare(config, workdir, console)
+    experiment, variables = prepare(config, decoded or workdir, console)
     phases, plans = experiment.phases[0], experiment.plans[0]
     for phase, plan in zip(phases, plans, strict=True):
         title = f"Plan of epochs {phase.first + 1} to {phase.last}" if len(phases) > 1 else "Plan"

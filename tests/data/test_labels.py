@@ -105,7 +105,7 @@ def test_pseudo_labels_join_the_labelled(folder, tmp_path):
         (["red/000.png", "red/000.png"], np.zeros(2, np.int32), "two labels for one image"),
         (["no.png"], np.zeros(1, np.int32), "'no.png', which is not one of the unlabelled images"),
         (["red/000.png"], np.full(1, 3, np.int32), "a label beyond the 3 classes"),
-        (["red/000.png"], np.ones((1, 4), np.float32), "4 probabilities per image, but there are 3 classes"),
+        (["red/000.png"], np.full((1, 4), 0.25, np.float32), "4 probabilities per image, but there are 3 classes"),
         (["red/000.png"], np.zeros(1, np.float32), "one int, or one row of probabilities, per name"),
         (["red/000.png"], np.zeros(2, np.int32), "one int, or one row of probabilities, per name"),
     ],
@@ -118,9 +118,25 @@ def test_pseudo_labels_that_do_not_fit(folder, tmp_path, names, targets, words):
         listed(folder, data__pseudo=str(tmp_path / "p.npz"))
 
 
+@pytest.mark.parametrize(
+    "targets", [np.array([[np.nan, 0.5, 0.5]]), np.array([[-0.5, 1.0, 0.5]]), np.array([[1.0, 1.0, 1.0]])]
+)
+def test_rows_that_are_no_probabilities(tmp_path, targets):
+    labels.PseudoLabels(np.array(["a"]), targets.astype(np.float32)).save(tmp_path / "p.npz")
+    with pytest.raises(UserError, match=r"rows that are no probabilities"):
+        labels.PseudoLabels.load(tmp_path / "p.npz")
+
+
 def test_files_that_are_no_pseudo_labels(folder, tmp_path):
     (tmp_path / "p.npz").write_bytes(b"no zip")
-    for path in (tmp_path / "p.npz", tmp_path / "none.npz", tmp_path):
+    labels.PseudoLabels(np.array(["a"]), np.array(0)).save(tmp_path / "flat.npz")
+    labels.PseudoLabels(np.array(["a"] * 99), np.zeros(99, int)).save(tmp_path / "flipped.npz")
+    damaged = bytearray((tmp_path / "flipped.npz").read_bytes())
+    damaged[60:80] = bytes(20)
+    (tmp_path / "flipped.npz").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"holds \(1,\) names and int64 targets of \(\)"):
+        listed(folder, data__pseudo=str(tmp_path / "flat.npz"))
+    for path in (tmp_path / "flipped.npz", tmp_path / "p.npz", tmp_path / "none.npz", tmp_path):
         with pytest.raises(UserError, match=r"is no file of pseudo-labels"):
             listed(folder, data__pseudo=str(path))
     with pytest.raises(UserError, match=r"labels for unlabelled images, but data\.labels=all"):

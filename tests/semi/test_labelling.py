@@ -15,8 +15,8 @@ def logits():
 def test_probabilities(logits):
     scaled = logits / 2.0
     wanted = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(labelling.probabilities(logits, 2.0), wanted, rtol=1e-12)
-    one = labelling.probabilities(logits[:, :1].astype(np.float32))
+    np.testing.assert_allclose(np.exp(labelling.log_probabilities(logits, 2.0)), wanted, rtol=1e-12)
+    one = np.exp(labelling.log_probabilities(logits[:, :1].astype(np.float32)))
     np.testing.assert_allclose(one[:, 1], 1 / (1 + np.exp(-logits[:, 0])), rtol=1e-6)
     np.testing.assert_allclose(one.sum(axis=1), 1)
 
@@ -33,8 +33,8 @@ def test_the_temperature_is_the_one_that_labels_were_drawn_with():
 
 
 def test_selections(logits):
-    found = labelling.probabilities(logits)
-    confidence, predicted = found.max(axis=1), found.argmax(axis=1)
+    found = labelling.log_probabilities(logits)
+    confidence, predicted = np.exp(found).max(axis=1), found.argmax(axis=1)
     assert np.array_equal(labelling.select(found, "all"), np.arange(200))
     assert np.array_equal(labelling.select(found, "threshold", threshold=0.8), np.flatnonzero(confidence >= 0.8))
     assert set(labelling.select(found, "top", share=0.25)) == set(np.argsort(confidence)[-50:])
@@ -48,16 +48,28 @@ def test_selections(logits):
         labelling.select(found, "best")
 
 
-def test_equal_confidence_takes_the_first_and_a_class_may_be_absent():
-    found = np.tile([[0.5, 0.3, 0.2]], (6, 1))
-    assert labelling.select(found, "top", share=0.5).tolist() == [0, 1, 2]
-    assert labelling.select(found, "top_per_class", share=0.5).tolist() == [0, 1, 2]
+def test_equal_confidence_is_drawn_and_a_class_may_be_absent():
+    """The order of files is that of their classes; whoever comes first must not be surest."""
+    found = np.log(np.tile([[0.5, 0.3, 0.2]], (60, 1)))
+    drawn = [labelling.select(found, how, share=0.5, seed=seed) for how in ("top", "top_per_class") for seed in (0, 1)]
+    assert [len(rows) for rows in drawn] == [30] * 4
+    assert drawn[0].tolist() == drawn[2].tolist() != drawn[1].tolist()
+    for rows in drawn:
+        assert 8 <= (rows < 30).sum() <= 22
     assert labelling.select(found, "threshold", threshold=0.9).tolist() == []
     assert labelling.select(found[:0], "top", share=0.5).tolist() == []
 
 
+def test_the_surest_are_told_apart_where_their_probability_is_one():
+    gaps = np.random.default_rng(0).permutation(np.linspace(30.0, 300.0, 40))
+    logits = gaps[:, None] * np.eye(3)[np.arange(40) % 3]
+    found = labelling.log_probabilities(logits, 0.05)
+    assert (np.exp(found.max(axis=1)) == 1).all()
+    assert set(labelling.select(found, "top", share=0.25)) == set(np.argsort(gaps)[-10:])
+
+
 def test_what_is_told(logits):
-    found = labelling.probabilities(logits)
+    found = labelling.log_probabilities(logits)
     truth = np.where(np.arange(200) % 3 == 0, found.argmax(1), (found.argmax(1) + 1) % 5)
     chosen = labelling.select(found, "top", share=0.3)
     told = labelling.tell(found, chosen, truth, tuple("abcde"))
@@ -70,5 +82,7 @@ def test_what_is_told(logits):
     assert sum(b["given"] for b in bins) == 60 and sum(b["right"] for b in bins) == int(
         (truth == found.argmax(1)).sum()
     )
-    certain = labelling.tell(np.eye(5)[[0, 1]], np.array([0]), np.array([0, 1]), tuple("abcde"))
+    certain = labelling.tell(
+        np.log(np.maximum(np.eye(5), 1e-300))[[0, 1]], np.array([0]), np.array([0, 1]), tuple("abcde")
+    )
     assert certain["confidence"][-1] == {"from": 0.9, "images": 2, "given": 1, "right": 2}

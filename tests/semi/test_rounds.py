@@ -1,6 +1,7 @@
 """A teacher and its students: what each is given, where they go on, what the record says."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -121,6 +122,93 @@ def test_a_warm_student_starts_as_its_teacher(folder, tmp_path):
     np.testing.assert_allclose(first, last, rtol=1e-5)
 
 
+def test_all_rounds_see_the_same_procedural_pictures(tmp_path):
+    config = config_of(tmp_path, data__source="shapes:tiny", seed=3)
+    own = [rounds.config_of(config, number, tmp_path) for number in range(3)]
+    assert len({one.seed for one in own}) == 3
+    assert {one.data.shapes_seed for one in own} == {3}
+    plain, config.data.shapes_seed = load.open_data(config.data, seed=3).source, 3
+    assert np.array_equal(plain.read(0), load.open_data(config.data, seed=own[1].seed).source.read(0))
+
+
+def test_images_that_outgrow_the_memory_lie_beside_the_rounds(folder, tmp_path):
+    result = runs.run(config_of(folder, data__memory_gb=1e-9), tmp_path / "run", console=QUIET)
+    assert len(result["rounds"]) == 3
+    assert [path.parent.name for path in (tmp_path / "run").rglob("pixels.u8")] == ["run"]
+
+
+def stopped_in_round(number, config, workdir, monkeypatch):
+    """Runs until a round would begin."""
+    run = train.run
+
+    def stopping(own, where, **options):
+        if where.name == f"round-{number}":
+            raise Interrupted(15, 0)
+        return run(own, where, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.train, "run", stopping)
+        with pytest.raises(Interrupted):
+            runs.run(config, workdir, console=QUIET)
+
+
+def test_a_folder_that_was_moved_goes_on_and_serves_as_weights(done, folder, tmp_path, monkeypatch):
+    config, killed = config_of(folder, semi__start="teacher"), []
+    undisturbed = runs.run(config, tmp_path / "whole", console=QUIET)
+    real = train.Trainer.train_epoch
+
+    def killed_in_round_1(self, *args):
+        if self.workdir.name == "round-1" and self.step and not killed:
+            killed.append(self.step)
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_epoch", killed_in_round_1)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(config, tmp_path / "here", console=QUIET)
+    assert killed
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = runs.run(config, tmp_path / "there", console=QUIET)
+    assert again["test"] == undisturbed["test"]
+    assert again["history"] == undisturbed["history"]
+    weights = str(tmp_path / "there")
+    more = tiny.make_config(
+        folder, model__weights=weights, transfer__fresh="", optimizer__lr=1e-12, transfer__bn="eval", epochs=1
+    )
+    assert train.run(more, tmp_path / "more", console=QUIET)["test"] == again["test"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("predictions.npz", b"PK", r"predictions\.npz is missing or damaged .*remove .*result\.json"),
+        ("result.json", b"{}", r"result\.json is damaged: it has no best_step"),
+        ("result.json", b"{", r"result\.json is damaged"),
+    ],
+)
+def test_a_round_that_was_damaged_is_named(folder, tmp_path, monkeypatch, name, content, words):
+    config = config_of(folder)
+    stopped_in_round(1, config, tmp_path / "run", monkeypatch)
+    (tmp_path / "run" / "round-0" / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        runs.run(config, tmp_path / "run", console=QUIET)
+
+
+def test_a_teacher_without_checkpoints_is_named(folder, tmp_path, monkeypatch):
+    config = config_of(folder, semi__start="teacher")
+    stopped_in_round(1, config, tmp_path / "run", monkeypatch)
+    shutil.rmtree(tmp_path / "run" / "round-0" / "checkpoints")
+    with pytest.raises(UserError, match=r"the checkpoint .*round-0/checkpoints/\d+ is missing or damaged"):
+        runs.run(config, tmp_path / "run", console=QUIET)
+
+
+def test_a_teacher_that_diverged_labels_nothing(folder, tmp_path):
+    config = config_of(folder, optimizer__lr=1e30, optimizer__name="sgd")
+    with pytest.raises(UserError, match=r"round 0 answers with numbers that are not finite"):
+        runs.run(config, tmp_path / "run", console=QUIET)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -131,6 +219,9 @@ def test_a_warm_student_starts_as_its_teacher(folder, tmp_path):
         ({"semi__share": 0.0}, r"semi\.share=0\.0 is not in 0 < x <= 1"),
         ({"semi__calibrate": True, "data__split": "50/0/50", "data__val": 0.0}, "there are none"),
         ({"data__source": "folder:/nowhere"}, "nowhere"),
+        ({"model__outputs": 5}, r"does not go with model\.outputs=5"),
+        ({"cache__views": 4, "semi__teacher_noise": False}, r"this plan has none"),  # of students
+        ({"transfer__phases": "all@3", "semi__teacher_epochs": 3}, "covers 3 epochs, but epochs=2"),
     ],
 )
 def test_what_cannot_be(folder, tmp_path, settings, words):

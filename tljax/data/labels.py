@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import zipfile
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -79,17 +80,20 @@ class PseudoLabels:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = cls(file["names"], file["targets"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             reason = one_line(error)
             raise UserError(f"data.pseudo={path} is no file of pseudo-labels (an .npz of names and targets): {reason}"
                             ) from None  # fmt: skip
         kinds = {1: np.integer, 2: np.floating}
-        fits = found.names.ndim == 1 and len(found.targets) == len(found.names) and found.targets.ndim in kinds
+        fits = found.names.ndim == 1 and found.targets.ndim in kinds and len(found.targets) == len(found.names)
         if not fits or not np.issubdtype(found.targets.dtype, kinds[found.targets.ndim]):
             raise UserError(
                 f"data.pseudo={path} holds {found.names.shape} names and {found.targets.dtype} targets of "
                 f"{found.targets.shape}; there is one int, or one row of probabilities, per name"
             )
+        chances = found.targets if found.targets.ndim == 2 else np.ones((1, 1))
+        if not (np.isfinite(chances).all() and (chances >= 0).all() and np.allclose(chances.sum(axis=1), 1, atol=1e-3)):
+            raise UserError(f"data.pseudo={path} has rows that are no probabilities: not negative, with a sum of 1")
         return found
 
 

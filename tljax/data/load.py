@@ -95,13 +95,14 @@ def open_data(config: Any, *, seed: int) -> Listed:
 
     Args:
       config: `config.data`.
-      seed: draws the procedural tasks and, unless the config has a seed of its own for that, which images keep their
+      seed: draws, unless the config has seeds of their own for that, the procedural tasks and which images keep their
         labels.
 
     Raises:
       UserError: for whatever does not fit, an empty split among it.
     """
-    source = open_source(config.source, label=config.label, tfds_dir=config.tfds_dir, seed=seed)
+    drawn = seed if config.shapes_seed is None else config.shapes_seed
+    source = open_source(config.source, label=config.label, tfds_dir=config.tfds_dir, seed=drawn)
     split = config.split
     if split == "auto":
         split = "official" if source.splits else "70/20/10"

@@ -66,7 +66,8 @@ def operate(which: jax.Array | int, strength: jax.Array | float, x: jax.Array) -
         equalize,
     ]
     first = OPERATIONS.index("Brightness")
-    return jax.lax.switch(jnp.maximum(jnp.asarray(which) - first + 1, 0), colours, x)
+    branches = [lambda x, change=change: change(x).astype(x.dtype) for change in colours]
+    return jax.lax.switch(jnp.maximum(jnp.asarray(which) - first + 1, 0), branches, x)
 
 
 def _moved(which: jax.Array | int, strength: jax.Array | float, x: jax.Array) -> jax.Array:

@@ -145,11 +145,13 @@ def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, sta
         (_, agreed), _ = tools.forward(_own(semi["average"], own), parts.seen, parts.first)
 
     def loss(params: Any) -> Any:
-        (logits, weak, strong), stats = tools.forward({**own, "params": params}, parts.seen, parts.first, parts.second)
-        weak = jax.lax.stop_gradient(weak)
+        own_view = () if method.name == "mean_teacher" else (parts.first,)
+        (logits, *weak, strong), stats = tools.forward({**own, "params": params}, parts.seen, *own_view, parts.second)
         if method.name == "mean_teacher":
+            weak = agreed
             losses, given = mean_teacher.consistency_loss(strong, agreed), agreed.argmax(-1).astype(jnp.int32)
         else:
+            weak = jax.lax.stop_gradient(weak[0])
             least: Any = method.threshold
             if method.name == "flexmatch":
                 least = flexmatch.thresholds(semi["status"], method.unlabelled, method.classes, least)

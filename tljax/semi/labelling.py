@@ -14,12 +14,12 @@ from tljax.errors import UserError
 BINS = 10
 
 
-def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Softmax `[N, classes]` of logits `[N, classes]` over a temperature; of one logit `[N, 1]` the two classes'."""
+def log_probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Of logits `[N, classes]` over a temperature, `[N, classes]`; of one logit `[N, 1]` the two classes'."""
     logits = np.asarray(logits, np.float64) / temperature
     if logits.shape[1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    return special.softmax(logits, axis=1)
+    return special.log_softmax(logits, axis=1)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -30,22 +30,23 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
-        found = probabilities(logits, float(np.exp(log_temperature)))[rows, labels]
-        return -float(np.log(np.maximum(found, np.finfo(float).tiny)).mean())
+        return -float(log_probabilities(logits, float(np.exp(log_temperature)))[rows, labels].mean())
 
     found: Any = optimize.minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded")
     return float(np.exp(found.x))
 
 
-def select(found: np.ndarray, how: str, *, share: float = 1.0, threshold: float = 0.95) -> np.ndarray:
-    """Which images get their most probable class as a label; of equal confidence the first.
+def select(found: np.ndarray, how: str, *, share: float = 1.0, threshold: float = 0.95, seed: int = 0) -> np.ndarray:
+    """Which images get their most probable class as a label.
 
     Args:
-      found: probabilities `[N, classes]`.
+      found: logarithms of probabilities `[N, classes]`. The highest probability of a sure network is 1.0 in floating
+        point for many images at once; what is left for the other classes tells them apart.
       how: 'all'; 'threshold': those whose highest probability reaches `threshold`; 'top': the `share` with the highest
         ones; 'top_per_class': that share of each class that was predicted.
       share: 0 to 1; a number of images is rounded to the nearest.
       threshold: 0 to 1.
+      seed: of the order of images that are equally sure: the order of files may know their classes.
 
     Returns:
       Sorted rows, int `[n]`.
@@ -53,15 +54,16 @@ def select(found: np.ndarray, how: str, *, share: float = 1.0, threshold: float 
     Raises:
       UserError: for another name.
     """
-    confidence, predicted = found.max(axis=1), found.argmax(axis=1)
+    predicted, any_order = found.argmax(axis=1), np.random.default_rng(seed).permutation(len(found))
+    unsure: Any = special.logsumexp(np.sort(found, axis=1)[:, :-1], axis=1)
 
     def top(rows: np.ndarray) -> np.ndarray:
-        order = np.argsort(-confidence[rows], kind="stable")
+        order = np.lexsort((any_order[rows], unsure[rows]))
         return rows[order[: int(share * len(rows) + 0.5)]]
 
     rules: dict[str, Callable[[], np.ndarray]] = {
         "all": lambda: np.arange(len(found)),
-        "threshold": lambda: np.flatnonzero(confidence >= threshold),
+        "threshold": lambda: np.flatnonzero(found.max(axis=1) >= np.log(threshold)),
         "top": lambda: top(np.arange(len(found))),
         "top_per_class": lambda: np.concatenate([top(np.flatnonzero(predicted == c)) for c in range(found.shape[1])]),
     }
@@ -74,7 +76,7 @@ def tell(found: np.ndarray, chosen: np.ndarray, truth: np.ndarray, classes: tupl
     """What pseudo-labels were worth, by labels that nobody else may know.
 
     Args:
-      found: probabilities `[N, classes]` of all unlabelled images.
+      found: logarithms of probabilities `[N, classes]`, of all unlabelled images.
       chosen: rows that were labelled, `[n]`.
       truth: their labels, `[N]`.
       classes: names.
@@ -83,8 +85,8 @@ def tell(found: np.ndarray, chosen: np.ndarray, truth: np.ndarray, classes: tupl
       Counts, for result.json: given and right, in all and by the class that was given; and for each tenth of confidence
       how many images had it, how many of those were given a label, and how many would be right.
     """
-    predicted, confidence = found.argmax(axis=1), found.max(axis=1)
-    right = predicted == truth
+    predicted, confidence = found.argmax(axis=1), np.exp(found.max(axis=1))
+    right, confidence = predicted == truth, np.nan_to_num(confidence)  # of a network that diverged
     given = np.zeros(len(found), bool)
     given[chosen] = True
     tenth = np.minimum((confidence * BINS).astype(int), BINS - 1)

@@ -7,6 +7,8 @@ and a round that was interrupted goes on like any run.
 import contextlib
 import functools
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from tljax import workdir as folders
 from tljax.checks import check
 from tljax.data.labels import PseudoLabels
 from tljax.data.load import Listed, open_data
-from tljax.errors import UserError
+from tljax.errors import UserError, one_line
+from tljax.experiment import outline
 from tljax.finish import PREDICTIONS
 from tljax.report import console as console_lib
 from tljax.report import pictures
@@ -49,6 +52,10 @@ def run(
     console = console or console_lib.make_console(quiet=not first)
     workdir = workdir.absolute()  # the config of a student names files in it
     check(config, look_at_test=look_at_test)
+    for number in range(config.semi.rounds + 1):  # what a student cannot do is said before its teacher trains
+        own = config_of(config, number, workdir)
+        check(own, look_at_test=look_at_test)
+        outline(own)
     listed = open_data(config.data, seed=config.seed)
     if config.semi.calibrate and "val" not in listed.splits:
         raise UserError("semi.calibrate=True fits a temperature on validation images, and there are none")
@@ -68,13 +75,16 @@ def run(
         for number in range(config.semi.rounds + 1):
             folder, own = workdir / f"round-{number}", config_of(config, number, workdir)
             given = label(config, number, workdir, listed) if number else None
-            result = None if overwrite and not number else folders.read_result(folder)
+            result = None if overwrite and not number else read_round(folder)
             if result is None:
                 name = "the teacher" if not number else f"student {number} of {config.semi.rounds}"
                 console.print(f"round {number}: {name}")
+                if first and number:
+                    follow(folder, own)
                 result = train.run(
-                    own, folder, overwrite=overwrite, console=console, look_at_test=look_at_test, before=claim
-                )
+                    own, folder, overwrite=overwrite, console=console, look_at_test=look_at_test, before=claim,
+                    decoded=workdir,
+                )  # fmt: skip
             else:
                 claim()
             results.append(result)
@@ -86,6 +96,7 @@ def run(
             if config.pictures:
                 row = next(row for row in final["history"] if row["step"] == final["best_step"])
                 pictures.save_curves(workdir / "curves.png", final["history"], row)
+            folders.write_csv(workdir / folders.METRICS, final["history"])
             folders.write_json(workdir / folders.RESULT, final)
     console.print(f"{final['seconds']:.0f} s; everything is in {workdir}", markup=False)
     return final
@@ -96,6 +107,7 @@ def config_of(config: Any, number: int, workdir: Path) -> Any:
     own: Any = ConfigDict(config.to_dict())
     s = config.semi
     own.semi = common.get_config().semi
+    own.data.shapes_seed = config.seed if config.data.shapes_seed is None else config.data.shapes_seed
     own.data.labels_seed = config.seed if config.data.labels_seed is None else config.data.labels_seed
     if config.cache.views and config.cache.seed is None:
         own.cache.seed = config.seed  # all rounds see the same views
@@ -104,12 +116,47 @@ def config_of(config: Any, number: int, workdir: Path) -> Any:
         if not s.teacher_noise:
             own.augment = common.get_config().augment
             own.augment.crop, own.augment.flip, own.cache.views = "center", False, 0
+            own.model.drop = 0.0
+            own.model.depth_drop = 0.0 if config.model.depth_drop else None
     else:
         own.seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
         own.data.pseudo = str(labels_file(workdir, number))
         if s.start == "teacher":
             own.model.weights, own.transfer.fresh = str(workdir / f"round-{number - 1}"), ""
     return own.lock()
+
+
+def read_round(folder: Path) -> Record | None:
+    """What a finished round found; None for one that is not finished."""
+    result = folders.read_result(folder)
+    if result is not None and (
+        lost := {"history", "train", "validation", "test", "best_step", "seconds"} - result.keys()
+    ):
+        raise UserError(f"{folder / folders.RESULT} is damaged: it has no {sorted(lost)[0]}; remove it, and the round "
+                        "ends once more")  # fmt: skip
+    return result
+
+
+def answers_of(file: Path) -> dict[str, np.ndarray]:
+    """The predictions of a finished round."""
+    try:
+        with np.load(file) as answers:
+            return dict(answers)
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is missing or damaged ({one_line(error)}); remove {file.with_name(folders.RESULT)}, "
+                        "and the round ends once more") from None  # fmt: skip
+
+
+def follow(folder: Path, own: Any) -> None:
+    """Lets a round go on whose folder lies elsewhere now: its config names files beside it."""
+    if not (folder / folders.CONFIG).exists():
+        return
+    there = folders.read_config(folder)
+    for part, field in (("data", "pseudo"), ("model", "weights")):
+        old, new = there[part].get(field), own[part][field]
+        if old != new and old and new and Path(new).parent == folder.parent and Path(old).name == Path(new).name:
+            there[part][field] = new
+            folders.write_json(folder / folders.CONFIG, there)
 
 
 def labels_file(workdir: Path, number: int) -> Path:
@@ -123,12 +170,18 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     """
     s, file = config.semi, workdir / f"round-{number - 1}" / PREDICTIONS
     together(f"round {number - 1} is done")
-    with np.load(file) as answers:
-        names, logits = answers["unlabelled_names"], answers["unlabelled_logits"]
-        temperature = labelling.fit_temperature(answers["val_logits"], answers["val_labels"]) if s.calibrate else 1.0
-    found = labelling.probabilities(logits, temperature)
-    chosen = labelling.select(found, s.select, share=s.share * number / s.rounds, threshold=s.threshold)
-    targets = found[chosen].astype(np.float32) if s.targets == "soft" else found[chosen].argmax(1).astype(np.int32)
+    answers = answers_of(file)
+    names, logits, temperature = answers["unlabelled_names"], answers["unlabelled_logits"], 1.0
+    if not np.isfinite(logits).all():
+        raise UserError(f"round {number - 1} answers with numbers that are not finite: its training has diverged; "
+                        "lower optimizer.lr")  # fmt: skip
+    if s.calibrate:
+        temperature = labelling.fit_temperature(answers["val_logits"], answers["val_labels"])
+    found = labelling.log_probabilities(logits, temperature)
+    options = {"share": s.share * number / s.rounds, "threshold": s.threshold, "seed": config.seed}
+    chosen = labelling.select(found, s.select, **options)
+    soft = np.exp(found[chosen]).astype(np.float32)
+    targets = soft if s.targets == "soft" else soft.argmax(1).astype(np.int32)
     if jax.process_index() == 0:
         PseudoLabels(names[chosen], targets).save(labels_file(workdir, number))
     together(f"round {number} has its labels")

@@ -48,6 +48,8 @@ def find_weights(text: str | None, arch: str) -> Weights:
         path, config, result = Path(text), folders.read_config(Path(text)), folders.read_result(Path(text))
         if result is None:
             raise UserError(f"model.weights={text} is the folder of a run that is not finished")
+        if rounds := result.get("rounds"):  # the last student is a run of its own
+            return find_weights(str(path / f"round-{len(rounds) - 1}"), arch)
         if "members" in result:
             raise UserError(f"model.weights={text} is the folder of a population; run the member you want alone")
         if config["model"]["name"] != arch:
