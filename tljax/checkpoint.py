@@ -120,7 +120,9 @@ def saved_steps(workdir: Path) -> list[int]:
     folder = workdir / FOLDER
     steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and (path / "state").is_dir())
     if not steps:
-        raise UserError(f"{workdir} has no checkpoints; a run's folder has some in its subfolder {FOLDER}")
+        rounds = sorted(workdir.glob("round-*"))
+        hint = f"; look into {rounds[-1]}, a run of its own" if rounds else f" in a subfolder {FOLDER}, as a run has"
+        raise UserError(f"{workdir} has no checkpoints{hint}")
     return steps
 
 

@@ -19,6 +19,14 @@ def picture():
     return np.round(30 + 180 * (smooth - smooth.min()) / np.ptp(smooth)).astype(np.uint8)
 
 
+def test_double_precision_is_kept(x64, picture):
+    changed = jax.vmap(RandAugment(2, 9.0))(
+        jax.random.split(jax.random.key(0), 30), jnp.stack([picture] * 30).astype(float)
+    )
+    assert changed.dtype == jnp.float64
+    assert np.isfinite(changed).all()
+
+
 def test_no_strength_changes_nothing(picture):
     x = jnp.asarray(picture, jnp.float32)
     for name in OPERATIONS:

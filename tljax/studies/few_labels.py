@@ -89,6 +89,8 @@ def _compared(share: str) -> Study:
             "report's protocol: batches of 4, 5 epochs a round, 20 in all, students going on from their teacher",
             "all other rows: batches of 32, 465 updates and 15 validations for each teacher, student, method and the "
             "true labels, students from ImageNet",
+            "FixMatch and FlexMatch without Cutout and without the average of weights that their papers test; the weak "
+            "view is this project's usual crop (8 to 100% of the area) and flip, which is not as weak as theirs",
             "Meta Pseudo Labels, then the labels alone: its paper fine-tunes the student so; here 155 updates at 1e-4",
             "eight fixed views of each image and kind, the same for all seeds and methods; a seed draws which images "
             "keep their labels, the fresh head and the order",
