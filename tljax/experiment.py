@@ -268,10 +268,11 @@ class Experiment:
         if not self.joint and not augmentation(self.config).random:
             return 1
         passes = -(-self.config.epochs * self.steps_per_epoch // self.steps_per_pass)
-        every = (
+        if (
             is_sharing() or self.joint
-        )  # labelled images come more often than passes, second views half a turn later
-        return self.config.cache.views if every else min(self.config.cache.views, passes)
+        ):  # labelled images make more passes than these, second views come half a turn later
+            return self.config.cache.views
+        return min(self.config.cache.views, passes)
 
     @property
     def views_seed(self) -> int:

@@ -145,13 +145,12 @@ def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, sta
         (_, agreed), _ = tools.forward(_own(semi["average"], own), parts.seen, parts.first)
 
     def loss(params: Any) -> Any:
-        own_view = () if method.name == "mean_teacher" else (parts.first,)
-        (logits, *weak, strong), stats = tools.forward({**own, "params": params}, parts.seen, *own_view, parts.second)
+        first = () if method.name == "mean_teacher" else (parts.first,)  # its teacher alone sees that view
+        (logits, *mine, strong), stats = tools.forward({**own, "params": params}, parts.seen, *first, parts.second)
+        weak = jax.lax.stop_gradient(mine[0]) if mine else agreed
         if method.name == "mean_teacher":
-            weak = agreed
             losses, given = mean_teacher.consistency_loss(strong, agreed), agreed.argmax(-1).astype(jnp.int32)
         else:
-            weak = jax.lax.stop_gradient(weak[0])
             least: Any = method.threshold
             if method.name == "flexmatch":
                 least = flexmatch.thresholds(semi["status"], method.unlabelled, method.classes, least)

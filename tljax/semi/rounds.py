@@ -180,8 +180,8 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     found = labelling.log_probabilities(logits, temperature)
     options = {"share": s.share * number / s.rounds, "threshold": s.threshold, "seed": config.seed}
     chosen = labelling.select(found, s.select, **options)
-    soft = np.exp(found[chosen]).astype(np.float32)
-    targets = soft if s.targets == "soft" else soft.argmax(1).astype(np.int32)
+    soft, hard = np.exp(found[chosen]).astype(np.float32), found[chosen].argmax(1).astype(np.int32)
+    targets = soft if s.targets == "soft" else hard
     if jax.process_index() == 0:
         PseudoLabels(names[chosen], targets).save(labels_file(workdir, number))
     together(f"round {number} has its labels")
