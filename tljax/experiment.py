@@ -268,9 +268,7 @@ class Experiment:
         if not self.joint and not augmentation(self.config).random:
             return 1
         passes = -(-self.config.epochs * self.steps_per_epoch // self.steps_per_pass)
-        if (
-            is_sharing() or self.joint
-        ):  # labelled images make more passes than these, second views come half a turn later
+        if is_sharing() or self.joint:  # jointly labelled images make more passes, second views come half a turn later
             return self.config.cache.views
         return min(self.config.cache.views, passes)
 

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,19 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     write_whole(path, file.getvalue())
+
+
+def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of an .npz file, by name.
+
+    Raises:
+      UserError: with the reason alone, where the file is missing, damaged, or without one of them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in names]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(one_line(error)) from None
 
 
 def write_json(path: Path, value: Any) -> None:

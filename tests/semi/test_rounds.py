@@ -152,7 +152,7 @@ def stopped_in_round(number, config, workdir, monkeypatch):
             runs.run(config, workdir, console=QUIET)
 
 
-def test_a_folder_that_was_moved_goes_on_and_serves_as_weights(done, folder, tmp_path, monkeypatch):
+def test_a_folder_that_was_moved_goes_on_and_serves_as_weights(folder, tmp_path, monkeypatch):
     config, killed = config_of(folder, semi__start="teacher"), []
     undisturbed = runs.run(config, tmp_path / "whole", console=QUIET)
     real = train.Trainer.train_epoch

@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import zipfile
-import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,8 +9,8 @@ import numpy as np
 
 from tljax.data.source import Source
 from tljax.data.splits import permuted
-from tljax.errors import UserError, one_line
-from tljax.workdir import write_arrays
+from tljax.errors import UserError
+from tljax.workdir import read_arrays, write_arrays
 
 HIDDEN = -1
 """The label of an image whose own is out of reach."""
@@ -78,10 +76,8 @@ class PseudoLabels:
     def load(cls, path: Path) -> "PseudoLabels":
         """Raises UserError for a file that is not there, or is none of these."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = cls(file["names"], file["targets"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            reason = one_line(error)
+            found = cls(*read_arrays(path, "names", "targets"))
+        except UserError as reason:
             raise UserError(f"data.pseudo={path} is no file of pseudo-labels (an .npz of names and targets): {reason}"
                             ) from None  # fmt: skip
         kinds = {1: np.integer, 2: np.floating}

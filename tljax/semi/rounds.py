@@ -7,8 +7,6 @@ and a round that was interrupted goes on like any run.
 import contextlib
 import functools
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from tljax import workdir as folders
 from tljax.checks import check
 from tljax.data.labels import PseudoLabels
 from tljax.data.load import Listed, open_data
-from tljax.errors import UserError, one_line
+from tljax.errors import UserError
 from tljax.experiment import outline
 from tljax.finish import PREDICTIONS
 from tljax.report import console as console_lib
@@ -52,7 +50,7 @@ def run(
     console = console or console_lib.make_console(quiet=not first)
     workdir = workdir.absolute()  # the config of a student names files in it
     check(config, look_at_test=look_at_test)
-    for number in range(config.semi.rounds + 1):  # what a student cannot do is said before its teacher trains
+    for number in (0, 1):  # what a student cannot do is said before its teacher trains; later ones are alike
         own = config_of(config, number, workdir)
         check(own, look_at_test=look_at_test)
         outline(own)
@@ -137,13 +135,12 @@ def read_round(folder: Path) -> Record | None:
     return result
 
 
-def answers_of(file: Path) -> dict[str, np.ndarray]:
-    """The predictions of a finished round."""
+def answers_of(file: Path, *names: str) -> list[np.ndarray]:
+    """Predictions of a finished round."""
     try:
-        with np.load(file) as answers:
-            return dict(answers)
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is missing or damaged ({one_line(error)}); remove {file.with_name(folders.RESULT)}, "
+        return folders.read_arrays(file, *names)
+    except UserError as reason:
+        raise UserError(f"{file} is missing or damaged ({reason}); remove {file.with_name(folders.RESULT)}, "
                         "and the round ends once more") from None  # fmt: skip
 
 
@@ -170,13 +167,12 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     """
     s, file = config.semi, workdir / f"round-{number - 1}" / PREDICTIONS
     together(f"round {number - 1} is done")
-    answers = answers_of(file)
-    names, logits, temperature = answers["unlabelled_names"], answers["unlabelled_logits"], 1.0
+    (names, logits), temperature = answers_of(file, "unlabelled_names", "unlabelled_logits"), 1.0
     if not np.isfinite(logits).all():
         raise UserError(f"round {number - 1} answers with numbers that are not finite: its training has diverged; "
                         "lower optimizer.lr")  # fmt: skip
     if s.calibrate:
-        temperature = labelling.fit_temperature(answers["val_logits"], answers["val_labels"])
+        temperature = labelling.fit_temperature(*answers_of(file, "val_logits", "val_labels"))
     found = labelling.log_probabilities(logits, temperature)
     options = {"share": s.share * number / s.rounds, "threshold": s.threshold, "seed": config.seed}
     chosen = labelling.select(found, s.select, **options)

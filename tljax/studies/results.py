@@ -4,21 +4,20 @@ import dataclasses
 import functools
 import itertools
 import statistics as numbers
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tljax.errors import UserError, one_line
+from tljax.errors import UserError
 from tljax.finish import PREDICTIONS, SPLITS
 from tljax.losses import predictions, wilson_interval
 from tljax.studies import statistics
 from tljax.studies.jobs import Job, Run
 from tljax.studies.runner import why_failed
 from tljax.studies.study import Cell, Study
-from tljax.workdir import RESULT, read_result
+from tljax.workdir import RESULT, read_arrays, read_result
 
 Result = dict[str, Any]
 PValues = dict[tuple[str, str], float]
@@ -87,10 +86,9 @@ class Found:
         """What it answered to the images of a split, `test` or `val`."""
         path = self.folder / PREDICTIONS
         try:
-            with np.load(path) as file:
-                return Predictions(file[f"{split}_names"], file[f"{split}_labels"], file[f"{split}_logits"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is missing or damaged ({one_line(error)}); {AGAIN} {self.folder}") from None
+            return Predictions(*read_arrays(path, f"{split}_names", f"{split}_labels", f"{split}_logits"))
+        except UserError as reason:
+            raise UserError(f"{path} is missing or damaged ({reason}); {AGAIN} {self.folder}") from None
 
 
 class Predictions(NamedTuple):
