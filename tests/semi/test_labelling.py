@@ -68,6 +68,23 @@ def test_the_surest_are_told_apart_where_their_probability_is_one():
     assert set(labelling.select(found, "top", share=0.25)) == set(np.argsort(gaps)[-10:])
 
 
+def test_what_is_passed_on(logits):
+    truth = np.random.default_rng(1).integers(0, 5, 200)
+    student = np.where(np.arange(200)[:, None] % 2, logits, logits[::-1])
+    t, s = logits.argmax(1), student.argmax(1)
+    pairs = list(zip(t, s, truth, strict=True))
+    assert labelling.passed_on(logits, student, truth) == {
+        "mistakes": sum(a != y for a, _, y in pairs),
+        "repeated": sum(a == b != y for a, b, y in pairs),
+        "mended": sum(a != y == b for a, b, y in pairs),
+        "new": sum(a == y != b for a, b, y in pairs),
+    }
+    one = labelling.passed_on(
+        np.array([[-1.0], [-1.0], [2.0], [2.0]]), np.array([[1.0], [-1.0], [3.0], [-9.0]]), np.array([1, 1, 1, 1])
+    )
+    assert one == {"mistakes": 2, "repeated": 1, "mended": 1, "new": 1}  # of one logit
+
+
 def test_what_is_told(logits):
     found = labelling.log_probabilities(logits)
     truth = np.where(np.arange(200) % 3 == 0, found.argmax(1), (found.argmax(1) + 1) % 5)

@@ -54,6 +54,12 @@ def test_the_record(done, folder):
     for a, b in zip(*(np.load(f / "predictions.npz").values() for f in (workdir, workdir / "round-2")), strict=True):
         assert np.array_equal(a, b)
     assert (workdir / "curves.png").is_file()
+    before, after = (np.load(workdir / f"round-{number}/predictions.npz") for number in (1, 2))
+    assert np.array_equal(before["test_names"], after["test_names"])
+    wrong = [(a["test_logits"].argmax(1) != a["test_labels"]) for a in (before, after)]
+    passed = third["teacher"]
+    assert first["teacher"] is None and passed["mistakes"] == wrong[0].sum()
+    assert passed["mended"] == (wrong[0] & ~wrong[1]).sum() and passed["new"] == (~wrong[0] & wrong[1]).sum()
 
 
 def test_the_teacher_is_the_run_that_has_the_labels_alone(done, folder, tmp_path):

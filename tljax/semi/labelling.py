@@ -72,6 +72,27 @@ def select(found: np.ndarray, how: str, *, share: float = 1.0, threshold: float 
     return np.sort(rules[how]())
 
 
+def passed_on(teacher: np.ndarray, student: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """What became of a teacher's mistakes, on images that neither network was trained on.
+
+    Args:
+      teacher, student: logits `[N, outputs]`.
+      truth: labels `[N]`.
+
+    Returns:
+      Counts: the teacher's mistakes; how many of them the student `repeated` with the same wrong class and how many it
+      `mended`; and `new` ones, where the teacher is right.
+    """
+    said, says = (log_probabilities(logits).argmax(axis=1) for logits in (teacher, student))
+    wrong = said != truth
+    return {
+        "mistakes": int(wrong.sum()),
+        "repeated": int((wrong & (says == said)).sum()),
+        "mended": int((wrong & (says == truth)).sum()),
+        "new": int((~wrong & (says != truth)).sum()),
+    }
+
+
 def tell(found: np.ndarray, chosen: np.ndarray, truth: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
     """What pseudo-labels were worth, by labels that nobody else may know.
 

@@ -86,7 +86,7 @@ def run(
             else:
                 claim()
             results.append(result)
-            rounds.append(record_of(number, result, given))
+            rounds.append(record_of(number, result, given, passed_on(workdir, number) if number else None))
         print_rounds(console, rounds)
         final = joined(config, results, rounds)
         if first:
@@ -192,11 +192,18 @@ def together(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def record_of(number: int, result: Record, given: Record | None) -> Record:
+def passed_on(workdir: Path, number: int) -> Record:
+    """What a student made of its teacher's mistakes on the test images."""
+    teacher, student = (workdir / f"round-{one}" / PREDICTIONS for one in (number - 1, number))
+    return labelling.passed_on(*answers_of(teacher, "test_logits"), *answers_of(student, "test_logits", "test_labels"))
+
+
+def record_of(number: int, result: Record, given: Record | None, passed: Record | None) -> Record:
     """A round in result.json."""
     return {
         "round": number,
         "labels": given,
+        "teacher": passed,
         "images": result["train"]["images"],
         "updates": result["history"][-1]["step"],
         "validation": result["validation"],
@@ -230,7 +237,7 @@ def joined(config: Any, results: list[Record], rounds: list[Record]) -> Record:
 
 
 def print_rounds(console: Console, rounds: list[Record]) -> None:
-    """The table of all rounds."""
+    """The table of all rounds, and what each student made of its teacher's mistakes."""
 
     def row(one: Record) -> dict[str, str]:
         given = one["labels"]
@@ -246,3 +253,6 @@ def print_rounds(console: Console, rounds: list[Record]) -> None:
         }
 
     console_lib.print_table(console, "Rounds", [row(one) for one in rounds])
+    for one in rounds[1:]:
+        console.print("student {}: of its teacher's {mistakes:,} mistakes on the test images, {repeated:,} repeated and "
+                      "{mended:,} mended; {new:,} new ones".format(one["round"], **one["teacher"]))  # fmt: skip
