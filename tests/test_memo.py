@@ -44,3 +44,22 @@ def test_runs_that_share_are_what_they_are_alone(tmp_path, monkeypatch):
     assert len(decodings) == 1 and len(computations) == 4  # those, and plain views of test and training images
     for one, other in zip([*alone, alone[0]], together, strict=True):
         assert one["history"] == other["history"] and one["test"] == other["test"]
+
+
+def test_features_that_are_shared_take_no_more_memory(tmp_path, monkeypatch):
+    """A study's later runs met a memory that its first one had filled, and computed all features again, into files."""
+    folder, left = tiny.make_folder(tmp_path / "photos"), 2**40
+    monkeypatch.setattr(features, "available_memory", lambda: left)
+
+    def where(name, seed, views_seed):
+        config = tiny.make_config(
+            folder, transfer__train="head", transfer__allow_fresh_frozen=True, transfer__seed=0, cache__views=2,
+            cache__seed=views_seed, seed=seed,
+        )  # fmt: skip
+        return train.run(config, tmp_path / name, console=QUIET)["features"]["in"]
+
+    with memo.sharing():
+        assert where("a", 0, 0) == "memory"
+        left = 0
+        assert where("b", 1, 0) == "memory"
+        assert where("c", 1, 1) == "file"

@@ -1,6 +1,7 @@
 """What the unchanging part of a network puts out, computed once per image and kept: in memory, else in a file."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from tljax.data.pixels import available_memory
 from tljax.errors import UserError
 from tljax.experiment import Experiment, augmentation
 from tljax.feed import Features, run_over
-from tljax.memo import is_sharing, shared
+from tljax.memo import is_shared, is_sharing, shared
 from tljax.models import Network
 from tljax.steps import parallel_forward_step
 from tljax.workdir import write_json
@@ -72,9 +73,17 @@ def keep(
     one: Any = jax.eval_shape(
         lambda v: x.model.apply(v, jnp.zeros((1, size, size, 3)), end=cut), jax_utils.unreplicate(variables)
     )
-    images = sum(len(wanted[name]) * n for name, n in views.items())
-    needed = images * one.size * one.dtype.itemsize
-    spill = needed > (int(cache.memory_gb * 2**30) or available_memory() // 2)
+    images = {name: len(wanted[name]) * n for name, n in views.items()}
+
+    @functools.cache
+    def key(name: str) -> str:
+        return _key(x, name, cut, wanted[name], views[name], variables)
+
+    of_one = one.size * one.dtype.itemsize
+    needed = sum(images.values()) * of_one
+    # What an earlier run has put in memory takes no more of it.
+    new = sum(0 if is_sharing() and is_shared(key(name)) else n for name, n in images.items()) * of_one
+    spill = needed > int(cache.memory_gb * 2**30) if cache.memory_gb else new > available_memory() // 2
     below = x.model.stages[: x.model.stages.index(cut)]
     names = [group for group in x.model.groups if x.model.stage_of(group) in below]
     prefix = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
@@ -86,7 +95,7 @@ def keep(
     try:
         found = {
             name: Features(
-                _features_of(x, phase, name, wanted[name], n, one, variables, workdir if spill else None, pause),
+                _features_of(x, phase, name, wanted[name], n, one, variables, key, workdir if spill else None, pause),
                 wanted[name],
             )
             for name, n in views.items()
@@ -103,7 +112,7 @@ def keep(
     else:
         why = f"{x.views} fixed views of each training image" if x.views else "for validation: nothing random"
     console.print(
-        f"{prefix} never change: their outputs are kept in {where} ({why}); {images:,} views, "
+        f"{prefix} never change: their outputs are kept in {where} ({why}); {sum(images.values()):,} views, "
         f"{needed / 1e6:,.0f} MB, {seconds:.0f} s"
     )
     record = {
@@ -111,6 +120,19 @@ def keep(
         "seconds": seconds,
     }  # fmt: skip
     return Kept(record, found)
+
+
+def _key(x: Experiment, name: str, cut: str, wanted: np.ndarray, views: int, variables: Any) -> str:
+    """What tells features of images from all others."""
+    training, strong = name in ("train", "strong"), name == "strong"
+    inputs = {
+        **x.preprocessing,
+        "pixels": x.data.pixels.digest,
+        "images": [x.data.source.names[i] for i in wanted],
+        "views": views,
+        "augment": (repr(augmentation(x.config, strong=strong)), strong, x.views_seed) if training else "",
+    }
+    return digest(x.model, cut, jax_utils.unreplicate(variables), inputs)
 
 
 def _features_of(
@@ -121,30 +143,20 @@ def _features_of(
     views: int,
     one: Any,
     variables: Any,
+    key_of: Callable[[str], str],
     folder: Path | None,
     pause: Callable[[], None],
 ) -> np.ndarray:
     """Features `[n, views, ...]` of images, in a file of `folder` if given; `one` has the shape and type of a batch of
     one."""
-    cut, seed, known, file = x.cut(phase), x.views_seed, "", None
-    assert cut is not None
-    training, strong = name in ("train", "strong"), name == "strong"
+    training, strong, file = name in ("train", "strong"), name == "strong", None
     pictures = x.feed(wanted, training=training, strong=strong, once=True)
-    key = jax.random.fold_in(jax.random.key(seed), 1) if strong else jax.random.key(seed)
-    if folder is not None or is_sharing():
-        inputs = {
-            **x.preprocessing,
-            "pixels": x.data.pixels.digest,
-            "images": [x.data.source.names[i] for i in wanted],
-            "views": views,
-            "augment": (repr(augmentation(x.config, strong=strong)), strong, seed) if training else "",
-        }
-        known = digest(x.model, cut, jax_utils.unreplicate(variables), inputs)
+    key = jax.random.fold_in(jax.random.key(x.views_seed), 1) if strong else jax.random.key(x.views_seed)
     if folder is not None:
         file = folder / f"features-{name}-{jax.process_index()}.npy"
-        if (found := reopen(file, known, one.dtype)) is not None:
+        if (found := reopen(file, key_of(name), one.dtype)) is not None:
             return found
-    step = parallel_forward_step(x.forward_step(phase, pictures, end=cut))
+    step = parallel_forward_step(x.forward_step(phase, pictures, end=x.cut(phase)))
 
     def outputs() -> Iterator[tuple[int, int, np.ndarray]]:
         for view in range(views):
@@ -154,10 +166,12 @@ def _features_of(
                 first += len(values)
                 pause()
 
-    shape = (len(wanted), views, *one.shape[1:])
-    if file is not None:  # it goes when its run ends
-        return collect(outputs(), shape, one.dtype, file=file, key=known)
-    return shared(known, lambda: collect(outputs(), shape, one.dtype, file=None, key=known))
+    def make() -> np.ndarray:
+        shape = (len(wanted), views, *one.shape[1:])
+        return collect(outputs(), shape, one.dtype, file=file, key="" if file is None else key_of(name))
+
+    # A file goes when its run ends.
+    return shared(key_of(name), make) if file is None and is_sharing() else make()
 
 
 def digest(model: Network, end: str, variables: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:

@@ -18,6 +18,9 @@ class Memo:
     def begin_run(self) -> None:
         self._used = set()
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
+
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         """The value of a key, made if it is not there."""
         self._used.add(key)
@@ -42,6 +45,11 @@ def sharing() -> Iterator[None]:
 
 def is_sharing() -> bool:
     return bool(_active)
+
+
+def is_shared(key: str) -> bool:
+    """Whether an earlier run made a value under this key that is still there."""
+    return bool(_active) and key in _active[-1]
 
 
 def begin_run() -> None:
