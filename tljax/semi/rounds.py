@@ -254,5 +254,5 @@ def print_rounds(console: Console, rounds: list[Record]) -> None:
 
     console_lib.print_table(console, "Rounds", [row(one) for one in rounds])
     for one in rounds[1:]:
-        console.print("student {}: of its teacher's {mistakes:,} mistakes on the test images, {repeated:,} repeated and "
-                      "{mended:,} mended; {new:,} new ones".format(one["round"], **one["teacher"]))  # fmt: skip
+        words = "of its teacher's {mistakes:,} mistakes on the test images {repeated:,} repeated, {mended:,} mended"
+        console.print(f"student {one['round']}: {words}; {{new:,}} new".format(**one["teacher"]))
