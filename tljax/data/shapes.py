@@ -18,6 +18,9 @@ TASKS = {  # name: (first outline, classes, train, validation and test images pe
     "tiny-source": (2000, 6, 30, 5, 5),
     "tiny": (3000, 4, 20, 10, 30),
     "tiny-pair": (4000, 2, 30, 10, 40),
+    # For one update of a network of full size, which is slow enough.
+    "step": (5000, 10, 40, 1, 1),
+    "step-pair": (6000, 2, 200, 2, 2),
 }
 BOX = (0.1, 0.1, 0.9, 0.9)  # what outlines seldom leave
 

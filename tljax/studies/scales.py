@@ -75,7 +75,7 @@ def one_step(given: Fields) -> tuple[Fields, None]:
     batch = given.get("batch_size", 32)
     return {
         **given,
-        "data.source": "shapes:tiny-pair" if _binary(given) else "shapes:target",
+        "data.source": "shapes:step-pair" if _binary(given) else "shapes:step",
         "data.label": "",
         "data.split": "official",
         "data.per_class": -(-batch // (2 if _binary(given) else 10)),
