@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tljax import study as command
@@ -20,7 +21,7 @@ from tljax.studies.page import page
 from tljax.studies.results import collect
 from tljax.studies.runner import failure, run_jobs
 from tljax.studies.study import Cell, Claim, Study
-from tljax.studies.table import markdown
+from tljax.studies.table import grid, markdown
 
 QUIET = make_console(quiet=True)
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,21 @@ def test_rows_and_table(finished):
     assert 'The report: "training more is best". Here: ' in text
     assert "Ours: " in text
     assert "Published, on the 100 test images" in text
+
+
+def test_rows_are_compared_with_the_baseline_seed_by_seed(finished):
+    folder, runs, jobs, _ = finished
+    study = dataclasses.replace(SMALL, baseline="head")
+    found = collect(study, runs, jobs, folder)
+    (first, second), (head, body) = found.rows, grid(found)
+    gains = np.subtract(second.values("test"), first.values("test"))
+    half = 12.706 * gains.std(ddof=1) / np.sqrt(2)  # Student's, with one degree of freedom
+    column = head.index("minus head, seed by seed (95%)")
+    ends = (gains.mean() - half, gains.mean() + half)
+    assert body[0][column] == ""
+    assert body[1][column] == "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * v for v in (gains.mean(), *ends)))
+    assert not any("seed by seed" in title for title in grid(collect(SMALL, runs, jobs, folder))[0])
+    assert study.narrowed(["layer4 too"], {}).baseline == ""
 
 
 def test_transfer_is_named_and_shown(finished):

@@ -84,6 +84,7 @@ def _compared(share: str) -> Study:
         needs=("the cartoon domain of PACS (pacs-cartoon)", "ImageNet weights of SqueezeNet 1.0"),
         measures=("test", "validation", "given right", "updates"),
         seeds=10,
+        baseline="labels only",
         differences=(
             "ours: the report has one seed on 37 breeds with ResNet-152",
             "report's protocol: batches of 4, 5 epochs a round, 20 in all, students going on from their teacher",

@@ -117,10 +117,14 @@ class Row:
     missing: int
     failed: tuple[str, ...]
 
+    def by_seed(self, name: str) -> dict[int, float]:
+        """A measure."""
+        found = {one.run.seed: measure(name).value(one.result) for one in self.found}
+        return {seed: value for seed, value in found.items() if value is not None}
+
     def values(self, name: str) -> list[float]:
-        """A measure, by seed."""
-        found = (measure(name).value(f.result) for f in self.found)
-        return [value for value in found if value is not None]
+        """A measure, in the order of seeds."""
+        return list(self.by_seed(name).values())
 
     def mean(self, name: str) -> float | None:
         values = self.values(name)
@@ -175,11 +179,12 @@ class Findings:
 
     def over_seeds(self, a: str, b: str, name: str) -> float | None:
         """The p-value that two rows are equally good over seeds, in a measure; None where they share fewer than two."""
-        first, second = (
-            {one.run.seed: value for one in row.found if (value := measure(name).value(one.result)) is not None}
-            for row in (self.row(a), self.row(b))
-        )
-        return statistics.paired_over_seeds(first, second)
+        return statistics.paired_over_seeds(self.row(a).by_seed(name), self.row(b).by_seed(name))
+
+    def differences(self, a: str, b: str, name: str) -> list[float]:
+        """A measure of the first row minus that of the second, for every seed that both have."""
+        first, second = self.row(a).by_seed(name), self.row(b).by_seed(name)
+        return [value - second[seed] for seed, value in first.items() if seed in second]
 
     def gain(self, a: str, b: str, name: str) -> float | None:
         """By how much the first of two rows is higher in a measure; None where one has not run."""

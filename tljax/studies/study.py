@@ -81,6 +81,7 @@ class Study:
       transfers: pairs of cells, with pretrained weights and without, that are alike in all else.
       shown: the cells whose mistakes the page shows; the best one's if empty.
       smooth: over how many epochs the curves are moving means.
+      baseline: the cell that all others are compared with seed by seed; none if empty.
     """
 
     name: str
@@ -98,12 +99,14 @@ class Study:
     transfers: tuple[tuple[str, str], ...] = ()
     shown: tuple[str, ...] = ()
     smooth: int = 1
+    baseline: str = ""
 
     def __post_init__(self):
         names = [cell.name for cell in self.cells]
         assert len(set(names)) == len(names), f"{self.name} has a cell twice"
         named = {name for claim in self.claims for name in (claim.better, *claim.than)}
-        assert named | set(itertools.chain(self.shown, *self.transfers)) <= set(names), self.name
+        named |= {*self.shown, *itertools.chain(*self.transfers), *([self.baseline] if self.baseline else [])}
+        assert named <= set(names), self.name
 
     @property
     def protocol(self) -> tuple[str, ...]:
@@ -152,6 +155,7 @@ class Study:
             claims=tuple(claim for claim in claims if claim.than),
             transfers=tuple(pair for pair in self.transfers if left.issuperset(pair)),
             shown=tuple(name for name in self.shown if name in left),
+            baseline=self.baseline if self.baseline in left else "",
         )
 
 

@@ -39,12 +39,14 @@ def grid(found: Findings, *, compared: bool = True) -> tuple[list[str], list[lis
     published = [name for name in study.measures if any(name in row.cell.published for row in rows)]
     head = ["row", *(f"published {measure(name).title}" for name in published)]
     head += [f"ours: {measure(name).title}" for name in study.measures]
-    head += ["95% over seeds", "95% over images", "difference", "p against published"]
+    head += ["95% over seeds", "95% over images", f"minus {study.baseline}, seed by seed (95%)"]
+    head += ["difference", "p against published"]
     lines = []
     for row in rows:
         line = [row.cell.name, *(published_words(study, row, name) for name in published)]
         line += [own_words(row, name) for name in study.measures]
         line += [seeds_words(row, study.measures[0]), images_words(row, study.measures[0])]
+        line += [gain_words(found, row) if compared else ""]
         p = verdicts.against_published(study, row) if compared else None
         line += [difference_words(study, row) if compared else "", "" if p is None else verdicts.p_words(p)]
         lines.append(line)
@@ -73,12 +75,12 @@ def published_words(study: Study, row: Row, name: str) -> str:
 
 
 def own_words(row: Row, name: str) -> str:
-    """The mean over seeds, and how many of them there are; of what was chosen, each seed's."""
+    """The mean over seeds, and how many of them there are; of what was chosen, each seed's, or the one of all."""
     values = row.values(name)
     if not values:
         return "-" if row.found else "failed" if row.failed else "not run"
     if measure(name).chosen:
-        return ", ".join(f"{value:g}" for value in values)
+        return ", ".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))
     mean = sum(values) / len(values)
     told = percent(mean) if measure(name).share else f"{mean:.4g}"
     return told + (f" ({len(values)} seeds)" if len(values) > 1 and name == "test" else "")
@@ -94,6 +96,18 @@ def images_words(row: Row, name: str) -> str:
     name = name if row.counts(name) else "test"
     ends, counts = row.interval(name), row.counts(name)
     return f"{span(ends)} (n = {counts[1]:,})" if ends and counts else ""
+
+
+def gain_words(found: Findings, row: Row) -> str:
+    """The first measure minus the baseline's of the same seed: mean and 95% interval."""
+    baseline, name = found.study.baseline, found.study.measures[0]
+    if not baseline or row.cell.name == baseline:
+        return ""
+    values = found.differences(row.cell.name, baseline, name)
+    factor, ends = 100 if measure(name).share else 1, statistics.mean_interval(values)
+    if ends is None:
+        return ""
+    return f"{factor * sum(values) / len(values):+.1f} ({factor * ends[0]:+.1f} to {factor * ends[1]:+.1f})"
 
 
 def difference_words(study: Study, row: Row) -> str:
