@@ -85,6 +85,7 @@ def run(
                 )  # fmt: skip
             else:
                 claim()
+            together(f"round {number} is done")
             results.append(result)
             rounds.append(record_of(number, result, given, passed_on(workdir, number) if number else None))
         print_rounds(console, rounds)
@@ -166,7 +167,6 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     With a growing number of images (`top`, `top_per_class`), round r of R gets r/R of `semi.share`.
     """
     s, file = config.semi, workdir / f"round-{number - 1}" / PREDICTIONS
-    together(f"round {number - 1} is done")
     (names, logits), temperature = answers_of(file, "unlabelled_names", "unlabelled_logits"), 1.0
     if not np.isfinite(logits).all():
         raise UserError(f"round {number - 1} answers with numbers that are not finite: its training has diverged; "
