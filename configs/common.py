@@ -17,6 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # parts that a batch is cut into to save memory; one update all the same
     config.cross_replica_bn = False  # batch statistics over all devices instead of each device's own
 
+    # A loss, gradient or parameter that is not finite ends a run. False, and in a population: it is told at the end.
+    config.stop_at_nan = True
     config.pictures = True  # draw augmented.png and curves.png
 
     config.data = data = ml_collections.ConfigDict()

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,6 @@ from tljax import inspect, train
 from tljax import workdir as folders
 from tljax.checkpoint import Checkpoints, saved_steps, saved_variables
 from tljax.errors import UserError
-from tljax.interrupt import Interrupted
 from tljax.report.console import make_console
 
 QUIET = make_console(quiet=True)
@@ -105,32 +103,10 @@ def test_inspect_shows_moments_for_trained_groups_alone(folder, tmp_path, capsys
     assert {row["type"] for row in arrays if row["array"].startswith("params/")} == {"float32"}
 
 
-def interrupted_after(config, workdir, steps, monkeypatch):
-    """Runs until `steps` updates are made, then gets SIGTERM."""
-    real, count = train.parallel_train_step, 0
-
-    def counting(step):
-        run = real(step)
-
-        def counted(*args):
-            nonlocal count
-            count += 1
-            if count == steps:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return run(*args)
-
-        return counted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "parallel_train_step", counting)
-        with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
-            train.run(config, workdir, console=QUIET)
-
-
 @pytest.mark.parametrize("steps", [3, 5, 11])  # within an epoch of 5 steps, on its last, after the best
 def test_a_run_that_was_interrupted_ends_like_one_that_was_not(finished, tmp_path, steps, monkeypatch):
     workdir, config, result = finished
-    interrupted_after(config, tmp_path / "run", steps, monkeypatch)
+    tiny.interrupted_after(config, tmp_path / "run", steps, monkeypatch)
     assert saved_steps(tmp_path / "run")[-1] == steps
     again = train.run(config, tmp_path / "run", console=QUIET)
     assert again["history"] == result["history"]
@@ -143,7 +119,7 @@ def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(finished, fol
     """Five epochs of three updates are three passes of five; a run that stops within one goes on there."""
     whole, _, _ = finished
     config = tiny.make_config(folder, epochs=5, epoch_steps=3)
-    interrupted_after(config, tmp_path, 7, monkeypatch)
+    tiny.interrupted_after(config, tmp_path, 7, monkeypatch)
     cut = train.run(config, tmp_path, console=QUIET)
     assert [row["step"] for row in cut["history"]] == [3, 6, 9, 12, 15]
     same(saved_variables(whole, 15), saved_variables(tmp_path, 15))
@@ -151,7 +127,7 @@ def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(finished, fol
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(finished, tmp_path, monkeypatch, capsys):
     _, config, result = finished
-    interrupted_after(config, tmp_path / "run", 12, monkeypatch)
+    tiny.interrupted_after(config, tmp_path / "run", 12, monkeypatch)
     for file in (tmp_path / "run" / "checkpoints" / "12" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -163,7 +139,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(finished, tmp_p
 def test_images_that_changed_since_the_run_began_are_refused(tmp_path, monkeypatch):
     photos = tiny.make_folder(tmp_path / "photos")
     config = tiny.make_config(photos)
-    interrupted_after(config, tmp_path / "run", 3, monkeypatch)
+    tiny.interrupted_after(config, tmp_path / "run", 3, monkeypatch)
     next((photos / "red").iterdir()).unlink()
     with pytest.raises(UserError, match="have changed since this run began"):
         train.run(config, tmp_path / "run", console=QUIET)
@@ -206,7 +182,7 @@ def test_phases_carry_moments_and_resume_between(folder, tmp_path, monkeypatch):
     config = tiny.make_config(folder, **phases)
     whole = train.run(config, tmp_path / "whole", console=QUIET)
     assert [row["lr"] for row in whole["history"]] == pytest.approx([3e-3, 1e-4, 1e-4])
-    interrupted_after(config, tmp_path / "cut", 5, monkeypatch)  # at the end of the first phase
+    tiny.interrupted_after(config, tmp_path / "cut", 5, monkeypatch)  # at the end of the first phase
     assert train.run(config, tmp_path / "cut", console=QUIET)["history"] == whole["history"]
     fresh = train.run(tiny.make_config(folder, **phases, transfer__moments="fresh"), tmp_path / "fresh", console=QUIET)
     assert fresh["history"][0] == whole["history"][0]
@@ -257,7 +233,7 @@ def test_overwriting_by_a_run_that_cannot_begin_loses_nothing(finished, folder):
 
 def test_images_that_outgrow_the_memory_lie_in_the_folder_and_are_found_again(folder, tmp_path, monkeypatch):
     config = tiny.make_config(folder, data__memory_gb=1e-7)
-    interrupted_after(config, tmp_path / "run", 3, monkeypatch)
+    tiny.interrupted_after(config, tmp_path / "run", 3, monkeypatch)
     spilled = tmp_path / "run" / "pixels.u8"
     before = spilled.stat().st_mtime_ns
     again = train.run(config, tmp_path / "run", console=QUIET)

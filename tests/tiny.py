@@ -1,14 +1,20 @@
 """Small things that several tests train on."""
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from configs import common
+from tljax import train
 from tljax.data import load
+from tljax.interrupt import Interrupted
+from tljax.report.console import make_console
 
 CLASSES = ("blue", "green", "red")
 
@@ -54,3 +60,26 @@ def permute_hidden_labels(monkeypatch: Any, config: Any) -> None:
         return dataclasses.replace(source, labels=changed)
 
     monkeypatch.setattr(load, "open_source", permuted)
+
+
+def interrupted_after(config: Any, workdir: Path, steps: int, monkeypatch: Any) -> None:
+    """Runs until `steps` updates are made, then gets SIGTERM."""
+    real, count = train.parallel_train_step, 0
+
+    def counting(step):
+        run = real(step)
+
+        def counted(*args):
+            nonlocal count
+            count += 1
+            if count == steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return run(*args)
+
+        counted.lower = run.lower  # type: ignore[attr-defined]
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "parallel_train_step", counting)
+        with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
+            train.run(config, workdir, console=make_console(quiet=True))

@@ -1,6 +1,9 @@
-"""Checkpoints of a run, by Orbax: written in the background, the last ones and the best kept."""
+"""Checkpoints of a run, by Orbax: written in the background, the last ones and the best kept, each with digests."""
 
-import dataclasses
+import errno
+import hashlib
+import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,53 +14,71 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from tljax.errors import UserError, one_line
+from tljax.report import provenance
 from tljax.state import TrainState, averaged
 
 FOLDER = "checkpoints"
 KEPT = 2  # the newest ones, so that one that was damaged has another before it
 
 
-@dataclasses.dataclass(frozen=True)
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the newest, and the one with the highest validation accuracy, the earliest of equals."""
+    """Keeps the newest, and one that is named."""
+
+    best: int | None = None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        scored = [i for i, c in enumerate(checkpoints) if c.metrics and "accuracy" in c.metrics]
-        best = max(scored, key=lambda i: (checkpoints[i].metrics["accuracy"], -checkpoints[i].step), default=None)
-        return [i == best or i >= len(checkpoints) - KEPT for i in range(len(checkpoints))]
+        return [c.step == self.best or i >= len(checkpoints) - KEPT for i, c in enumerate(checkpoints)]
+
+
+class Damaged(Exception):
+    """A checkpoint that Orbax reads, but that is not what was written."""
 
 
 class Checkpoints:
-    """The checkpoints under a run's folder. A checkpoint is a train state and a record: plain numbers, lists, words."""
+    """The checkpoints under a run's folder. A checkpoint is a train state and a record: plain numbers, lists, words.
+
+    Orbax's files have no checksums of their values, so a digest of each part of the state lies beside the record, and
+    one of all that.
+    """
 
     def __init__(self, workdir: Path):
+        self._policy, self._saving, self._failed = _LatestAndBest(), 0, False
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LatestAndBest(),
-            best_fn=lambda metrics: metrics.get("accuracy", -1.0),  # without it Orbax neither writes nor reads metrics
-            cleanup_tmp_directories=True,
-            create=True,
+            preservation_policy=self._policy, cleanup_tmp_directories=True, create=True
         )
         self._manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
-    def save(self, state: TrainState, record: dict[str, Any], *, accuracy: float | None) -> None:
+    def save(self, state: TrainState, record: dict[str, Any], *, best: int | None) -> None:
         """Starts to write `state`, whose arrays may be donated as soon as this returns.
 
         Args:
           state: one replica of it.
           record: what else resuming needs; JSON.
-          accuracy: validation accuracy at the end of an epoch; None within one.
+          best: the step whose checkpoint is kept beside the newest ones.
         """
         state = jax.tree.map(np.asarray, state)
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
-            metrics={} if accuracy is None else {"accuracy": accuracy},
-            force=True,
-        )
+        self._policy.best, self._saving = best, step
+        whole = {"versions": provenance.versions(), "digests": digests(state), "record": record}
+        whole |= {"digest": _digest_of_json(whole)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(whole))
+        self._written(lambda: self._manager.save(step, args=args, force=True))
+
+    def _written(self, action: Callable[[], Any]) -> None:
+        """Does what waits for a checkpoint to be written; raises UserError where it could not be."""
+        try:
+            action()
+        except Exception as error:  # whatever TensorStore makes of a disk, also in a thread of the save before
+            self._failed = True
+            full = os.strerror(errno.ENOSPC)
+            reason = full if full in str(error) else one_line(error)[:160]
+            raise UserError(
+                f"the checkpoint of step {self._saving} cannot be written under {self._manager.directory}: {reason}; "
+                f"those before it are whole, and the same command goes on from there"
+            ) from None
 
     def newest(
         self, like: Callable[[dict[str, Any]], TrainState], tell: Callable[[str], None]
@@ -68,24 +89,30 @@ class Checkpoints:
 
         Args:
           like: a record -> a state of the structure that was saved with it.
-          tell: is given a line for each checkpoint that cannot be read.
+          tell: is given a line for each checkpoint that cannot be read, and for one that other versions wrote.
 
         Raises:
           UserError: when there are checkpoints and none can be read; then all are left as they are.
         """
         damaged: list[int] = []
         for step in reversed(self.steps()):
+            versions: dict[str, str] = {}
             try:
-                record = self.record(step)
-                found = self.state(step, like(record)), record
+                whole = self._whole(step)
+                versions, record = whole["versions"], whole["record"]
+                found = self.state(step, like(record), whole["digests"]), record
             except UserError:
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or JSON make of a damaged file
-                tell(f"the checkpoint of step {step} cannot be read: {one_line(error)[:160]}")
+                other = f" ({others})" if (others := other_versions(versions)) else ""
+                tell(f"the checkpoint of step {step} cannot be read{other}: {one_line(error)[:160]}")
                 damaged.append(step)
                 continue
             for bad in damaged:
                 self._manager.delete(bad)
+            if others := other_versions(versions):
+                tell(f"the checkpoint of step {step} is by other versions, so numbers may differ in their last digits: "
+                     f"{others}")  # fmt: skip
             return found
         if damaged:
             raise UserError("no checkpoint of this run can be read; give --overwrite to begin again")
@@ -95,20 +122,57 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def record(self, step: int) -> dict[str, Any]:
-        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        return self._whole(step)["record"]
 
-    def state(self, step: int, like: TrainState) -> TrainState:
-        """The state at `step`, as NumPy arrays in the structure of `like`."""
+    def _whole(self, step: int) -> dict[str, Any]:
+        whole = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        if whole["digest"] != _digest_of_json({name: value for name, value in whole.items() if name != "digest"}):
+            raise Damaged("its record is not what was written")
+        return whole
+
+    def state(self, step: int, like: TrainState, expected: dict[str, str]) -> TrainState:
+        """The state at `step`, as NumPy arrays in the structure of `like`, held against digests by part."""
         like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+        _compare(digests(restored["state"]), expected)
         return restored["state"]
 
     def wait(self) -> None:
-        """Until everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Until everything saved is on disk. Raises UserError where it cannot be, as `save` does of the one before."""
+        self._written(self._manager.wait_until_finished)
 
     def close(self) -> None:
-        self._manager.close()
+        if not self._failed:  # else it would say so once more
+            self._written(self._manager.close)
+
+
+def digests(state: Any) -> dict[str, str]:
+    """SHA-256 of what each part of a train state, or of a dictionary of its fields, holds: types, shapes, values."""
+    parts = dict(state if isinstance(state, dict) else vars(state))
+    parts |= {f"semi.{name}": part for name, part in parts.pop("semi", {}).items()}
+    found = {}
+    for name, part in parts.items():
+        found[name] = hashlib.sha256()
+        for leaf in map(np.asarray, jax.tree.leaves(part)):
+            found[name].update(f"{leaf.dtype} {leaf.shape} ".encode())
+            found[name].update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return {name: one.hexdigest() for name, one in found.items()}
+
+
+def _digest_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _compare(found: dict[str, str], expected: dict[str, str]) -> None:
+    if wrong := [name for name, digest in found.items() if expected.get(name) != digest]:
+        raise Damaged(f"its {', '.join(wrong)} are not what was written")
+
+
+def other_versions(versions: dict[str, str]) -> str:
+    """How the versions that wrote something differ from those here, in words; empty if they do not."""
+    here = provenance.versions()
+    return ", ".join(f"{name} {there}, here {here.get(name, 'none')}" for name, there in versions.items()
+                     if here.get(name) != there)  # fmt: skip
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -135,10 +199,15 @@ def saved_variables(workdir: Path, step: int) -> dict[str, Any]:
     folder = (workdir / FOLDER).absolute() / str(step)
     try:
         restored = ocp.PyTreeCheckpointer().restore(folder / "state")
+        found = {name: jax.tree.map(np.asarray, restored[name] or {}) for name in ("params", "batch_stats")}
+        average = {name: value for name, value in (restored.get("semi") or {}).items() if name == "average"}
+        found["semi"] = jax.tree.map(np.asarray, average)
+        whole = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "record")
+        _compare(digests(found), whole["digests"])
     except Exception as error:  # Orbax lets through whatever its storage raises
         raise UserError(f"the checkpoint {folder} is missing or damaged: {one_line(error)[:160]}") from None
-    found = {name: jax.tree.map(np.asarray, restored[name] or {}) for name in ("params", "batch_stats")}
-    return averaged(found, jax.tree.map(np.asarray, restored.get("semi")))
+    semi = found.pop("semi")
+    return averaged(found, semi)
 
 
 def saved_tree(workdir: Path, step: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import importlib.util
 import re
 import signal
@@ -14,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tljax.errors import UserError, one_line
-from tljax.interrupt import Interrupted
+from tljax.interrupt import Interrupted, Terminated, terminable
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tuple[ConfigDict, Path]:
@@ -128,18 +129,28 @@ def _wrong_value(path: str, message: str) -> str:
 
 
 def exit_status(command: Callable[[], int | None]) -> int:
-    """Runs a command; returns its exit status: what it returns, else 0; 2 after a UserError, 128 + a signal."""
+    """Runs a command; returns its exit status: what it returns, else 0; 2 after a UserError or where a disk takes no
+    more, 128 + a signal."""
     try:
-        return command() or 0
+        with terminable():
+            return command() or 0
     except UserError as error:
         print(f"tljax: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tljax: {where}{error.strerror}; what was saved before is whole, and with room the same command goes on "
+              "from there", file=sys.stderr)  # fmt: skip
         return 2
     except Interrupted as interrupted:
         print(f"tljax: {interrupted}", file=sys.stderr)
         return 128 + interrupted.number
-    except KeyboardInterrupt:
-        print("tljax: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as interrupted:
+        number = signal.SIGTERM if isinstance(interrupted, Terminated) else signal.SIGINT
+        print(f"tljax: {number.name}: interrupted; what was saved stays", file=sys.stderr)
+        return 128 + number
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -76,6 +76,12 @@ class Experiment:
         return min(self.config.batch_size, len(self.data.splits["train"]))
 
     @property
+    def batches(self) -> dict[str, int]:
+        """The examples of an update, by the fields that say so."""
+        more = {"semi.batch_size": self.config.semi.batch_size} if self.joint else {}
+        return {"batch_size": self.batch_size, **more}
+
+    @property
     def joint(self) -> bool:
         """Whether labelled and unlabelled images train together; an epoch is then a pass over the unlabelled ones."""
         return self.config.semi.method in METHODS

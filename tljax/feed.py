@@ -22,6 +22,7 @@ from tljax.data.batches import (
     whole_pictures,
 )
 from tljax.data.load import Data
+from tljax.memory import free_bytes
 from tljax.steps import Replicas
 
 
@@ -175,6 +176,4 @@ def fits_on_device(size: int) -> bool:
     own memory."""
     if jax.default_backend() == "cpu":
         return False
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    free = min(s.get("bytes_limit", 0) - s.get("bytes_in_use", 0) for s in stats)
-    return size < 0.3 * free
+    return size < 0.3 * free_bytes()

@@ -53,6 +53,11 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         results.append(result)
         if jax.process_index() == 0:
             write_member(trainer, folder, result, {split: values[m] for split, values in logits.items()})
+    for m, step in enumerate(trainer.diverged):
+        if step is not None:
+            which = f"member {m:03} ({dict(x.members[m].settings)})" if x.population else "this run"
+            words = "went wrong: its loss, gradient or parameters were not finite"
+            trainer.console.print(f"step {step + 1:,} of {which} {words}", markup=False)
     if not x.population:
         for name in SPLITS.values():
             if (found := results[0][name]) is not None:
@@ -104,6 +109,7 @@ def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> di
         result["best_by_test"] = best_by_test(history)
     return result | {
         "best_step": best["step"],
+        "diverged_step": trainer.diverged[m],
         "train": {
             **total(trainer.clocks).speed,
             "first_step_seconds": trainer.first_step,

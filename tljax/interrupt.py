@@ -13,6 +13,28 @@ class Interrupted(Exception):
         self.number = number
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nobody listens."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Lets SIGTERM end what is done by an exception, as Ctrl-C does."""
+
+    def terminate(number: int, frame: object) -> None:
+        del number, frame
+        raise Terminated
+
+    before = None
+    with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there handles signals
+        before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
 @contextlib.contextmanager
 def listen() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in the list instead of obeying; a second one is obeyed at once."""

@@ -46,11 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def quiet_libraries() -> None:
     """Keeps what libraries log from burying what a run says."""
     absl_logging.use_absl_handler()
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs with a traceback what it raises then, many times over
+    sys.unraisablehook = hide_closed_loops
     logging.getLogger("jax").setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries of a download would bury the line that counts
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow writes event files; its greeting is about speed
+
+
+def hide_closed_loops(told: "sys.UnraisableHookArgs") -> None:
+    """What TensorStore still had under way when a checkpoint failed ends in a loop that is closed: no news."""
+    if "Event loop is closed" not in str(told.exc_value):
+        sys.__unraisablehook__(told)
 
 
 def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:

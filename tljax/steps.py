@@ -21,7 +21,7 @@ from tljax.transfer.plan import Path, Plan, merge
 
 AXIS = "replicas"
 Batch = Mapping[str, Any]
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 
 
 def example_keys(key: jax.Array, epoch: Any, index: Any) -> jax.Array:
@@ -98,6 +98,13 @@ def update_params(
     return optax.apply_updates(params, plan.split(updates)[0]), opt_state
 
 
+def gradient_norms(plan: Plan, grads: Mapping[Path, jax.Array]) -> Metrics:
+    """Of gradients flat by path: `grad_norm` of all, and `norms` of each trained group."""
+    groups = {plan.labels[path] for path in grads}
+    norms = {g: optax.tree.norm({p: v for p, v in grads.items() if plan.labels[p] == g}) for g in sorted(groups)}
+    return {"grad_norm": optax.tree.norm(norms), "norms": norms}
+
+
 def run_prefix(model: Network, shared: Own, x: jax.Array, *, begin: str | None, end: str) -> Any:
     """Stages of the constant prefix, which no member changes."""
     return model.apply(join_parts(NOTHING, shared), x, Pass(), begin=begin, end=end)
@@ -146,8 +153,8 @@ def make_train_step(
 
     Returns:
       The step. A batch has label `[B]` or `[B, classes]`, index `[B]`, mask `[B]`, epoch `[]`, and what
-      `inputs` reads. Metrics are sums over the whole batch (loss, correct, seen) and the norm of the gradient, with an
-      axis of members in a population.
+      `inputs` reads. Metrics are sums over the whole batch (loss, correct, seen) and the norms of the gradient
+      (`gradient_norms`), with an axis of members in a population.
     """
     alone = how == "alone"
     shared_prefix = cut if cut != begin else None
@@ -202,7 +209,7 @@ def make_train_step(
             here = examples["mask"].sum()
             stats = {p: total(v * (here.astype(v.dtype) / seen.astype(v.dtype))) for p, v in stats.items()}
         moved, opt_state = update_params(plan, family.optimizer(hyper), shared, own["params"], opt_state, grads, factor)
-        metrics = {**total(sums), "grad_norm": optax.tree.norm(grads)}
+        metrics = {**total(sums), **gradient_norms(plan, grads)}
         return {"params": moved, "batch_stats": stats}, opt_state, metrics
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:

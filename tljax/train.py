@@ -21,13 +21,15 @@ from tljax.checks import check
 from tljax.clock import Clock
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
+from tljax.divergence import beginning, parallel_trace, watched
 from tljax.errors import UserError
 from tljax.experiment import Experiment, prepare
 from tljax.features import Kept, keep
 from tljax.feed import Feed, endless, run_over, steps_ahead
-from tljax.finish import finish
+from tljax.finish import chosen_row, finish
 from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
+from tljax.memory import guarded
 from tljax.report import console as console_lib
 from tljax.semi.feed import JointFeed
 from tljax.state import TrainState
@@ -120,6 +122,7 @@ class Trainer:
         self.clocks: list[Clock] = []  # one per epoch
         self.warm = False  # whether the training step at hand has run, and is compiled
         self.first_step: float | None = None  # seconds until the run's first step was done
+        self.diverged: list[int | None] = [None] * len(experiment.members)  # the step, by member
         self.kept: Kept | None = None
         self.features: dict[str, Any] | None = None  # what is told of those kept last
         self.evaluators: dict[str, tuple[Feed, Callable[..., Any]]] = {}
@@ -132,6 +135,7 @@ class Trainer:
             self.sums = {name: np.asarray(values) for name, values in record["sums"].items()}
             self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
             self.features = record.get("features")
+            self.diverged = record["diverged"]
             self.clocks = [Clock(**clock) for clock in record["clocks"]]
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
         self.step = int(state.step)
@@ -197,14 +201,17 @@ class Trainer:
             )  # fmt: skip
             self.features = self.kept.record if self.kept else self.features
             feed = self.x.training_feed(self.kept.splits if self.kept else {})
-            train_step = parallel_train_step(self.x.train_step(number, feed))
+            plan, config = self.x.plans[0][number], self.x.config
+            step = self.x.train_step(number, feed)
+            step = watched(step, plan, alone=not self.x.population, stop=config.stop_at_nan)
+            train_step = guarded(parallel_train_step(step), self.x.batches, config.accumulate)
             self.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
                 if not self.train_epoch(train_step, feed, epoch, caught):
-                    self.save(accuracy=None)
+                    self.save()
                     break
                 rows = self.close_epoch(epoch)
-                self.save(accuracy=None if self.x.population else rows[0]["val_accuracy"])
+                self.save()
                 self.log(rows, writer)
                 if caught:
                     break
@@ -247,19 +254,22 @@ class Trainer:
                 if shard is None:
                     return
                 clock.waited += time.perf_counter() - asked if self.warm else 0.0
-                self.state, metrics = train_step(self.state, shard, self.key)
+                number = np.full(x.replicas.local, self.step, np.int32)
+                self.state, metrics = train_step(self.state, shard | {"number": number}, self.key)
                 sums.append({name: metrics[name] for name in (*SUMS, *GIVEN) if name in metrics})
                 done += 1
                 self.step += 1
                 advance(done, of, clock.words)
-                yield metrics, min(feed.batch_size, feed.count - (self.step - 1) % per_pass * feed.batch_size)
+                seen = min(feed.batch_size, feed.count - (self.step - 1) % per_pass * feed.batch_size)
+                yield metrics, seen, self.step - 1
                 if caught and done < of:
                     return
 
         title, last = f"epoch {epoch + 1}/{x.config.epochs}", time.perf_counter()
         with console_lib.progress_bar(self.console, title) as advance, contextlib.closing(batches):
-            for metrics, seen in trailing(steps(), steps_ahead()):
+            for metrics, seen, number in trailing(steps(), steps_ahead()):
                 jax.block_until_ready(metrics)  # bounds what is under way; the devices have the next steps already
+                self.watch(metrics, feed, number)
                 now = time.perf_counter()
                 clock.add(seen, now - last, cold=not self.warm)
                 last, self.warm = now, True
@@ -273,7 +283,42 @@ class Trainer:
                 self.sums["right"] += ((given != HIDDEN) & (given == x.data.truth[index])).sum()  # told, never used
         return done == of
 
-    def save(self, *, accuracy: float | None) -> None:
+    def watch(self, metrics: dict[str, Any], feed: Feed | JointFeed, number: int) -> None:
+        """Notes which members' numbers have gone wrong; raises UserError for a single run that is to stop then."""
+        x = self.x
+        sound = np.atleast_1d(metrics["sound"][0])
+        for m in np.flatnonzero(~sound):
+            self.diverged[m] = number if self.diverged[m] is None else self.diverged[m]
+        if sound.all() or x.population or not x.config.stop_at_nan:
+            return
+        plan, own = x.plans[0][self.phase], jax.device_get(jax.tree.map(lambda v: v[0], metrics))
+        where = beginning(plan, own, lambda: self.trace(feed, number), x.model.stages)
+        self.checkpoints.wait()
+        kept = self.checkpoints.steps()
+        raise UserError(
+            f"step {number + 1} (of epoch {number // x.steps_per_epoch + 1}; learning rate "
+            f"{x.rate(number, self.phase):.3g}) went wrong: {where}; "
+            + (f"the checkpoint of step {kept[-1]} is good" if kept else "there is no checkpoint yet")
+            + "; give a lower optimizer.lr, schedule.warmup_epochs or optimizer.clip, or stop_at_nan=False to go on"
+        )
+
+    def trace(self, feed: Feed | JointFeed, number: int) -> dict[str, int]:
+        """Which stages' outputs are finite on the batch of a step, the labelled images first."""
+        x, found = self.x, {}
+        parts = {"labelled": feed.labelled, "weak": feed.first} if isinstance(feed, JointFeed) else {"": feed}
+        shard = next(endless(feed, x.replicas, start=number))
+        begin = x.cut(self.phase) if feed.features is not None else None
+        for name, part in parts.items():
+            trace = parallel_trace(x.model, x.plans[0][self.phase], part.inputs, begin)
+            found = jax.device_get(trace(self.state, shard[name] if name else shard, self.key))
+            found = {stage: int(flags[0]) for stage, flags in found.items()}
+            if not all(found.values()):
+                break
+        return found
+
+    def save(self) -> None:
+        history = [] if self.x.population else self.histories[0]  # the best of members is part of the state
+        best = chosen_row(history, self.x.config.select)["step"] if history else None
         record = {
             "phase": self.phase,
             "histories": self.histories,
@@ -281,10 +326,11 @@ class Trainer:
             "seconds": self.seconds,
             "first_step": self.first_step,
             "features": self.features,
+            "diverged": self.diverged,
             "clocks": [dataclasses.asdict(clock) for clock in self.clocks],
             "data": self.x.data.fingerprint,
         }
-        self.checkpoints.save(self.one_replica(), record, accuracy=accuracy)
+        self.checkpoints.save(self.one_replica(), record, best=best)
 
     def close_epoch(self, epoch: int) -> list[dict[str, Any]]:
         """Validates, and adds the epoch's line to each member's history."""

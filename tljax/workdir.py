@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -24,14 +25,20 @@ except ImportError:  # Windows: two runs in one folder are then not noticed
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.csv"
 SPILL, LOCK = "pixels.u8", ".lock"
 # Fields that do not change what a run computes.
-FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "cache.memory_gb", "pictures")
+FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "cache.memory_gb", "pictures",
+        "stop_at_nan")  # fmt: skip
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that is either the old one or the new one, whatever happens and whoever else writes it."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -55,7 +62,16 @@ def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+    """JSON, which has no word for a number that is not finite: null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_whole(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,7 +11,6 @@ from tests import commands, tiny
 from tljax import train
 from tljax.checkpoint import saved_steps, saved_variables
 from tljax.errors import UserError
-from tljax.interrupt import Interrupted
 from tljax.report.console import make_console
 from tljax.semi.joint import METHODS
 
@@ -56,26 +55,7 @@ def test_each_method_runs_tells_and_never_sees_hidden_labels(folder, tmp_path, m
 def test_interrupted_within_an_epoch_it_goes_on_to_the_same_end(folder, tmp_path, monkeypatch, method):
     config = config_of(folder, method)
     train.run(config, tmp_path / "whole", console=QUIET)
-    make = train.parallel_train_step
-    steps = []
-
-    def stopping(step):
-        run = make(step)
-
-        def once(*args):
-            if len(steps) == 4:
-                import os
-                import signal
-
-                os.kill(os.getpid(), signal.SIGTERM)
-            steps.append(1)
-            return run(*args)
-
-        return once
-
-    monkeypatch.setattr(train, "parallel_train_step", stopping)
-    with pytest.raises(Interrupted):
-        train.run(config, tmp_path / "cut", console=QUIET)
+    tiny.interrupted_after(config, tmp_path / "cut", 5, monkeypatch)
     train.run(config, tmp_path / "cut", console=QUIET)
     whole, cut = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "cut"))
     assert whole["history"] == cut["history"] and whole["test"] == cut["test"]

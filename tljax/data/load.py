@@ -90,6 +90,16 @@ def open_source(spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0
     raise UserError(f"data.source={spec!r} is not one of folder:PATH, pets:PATH, tfds:NAME, shapes:TASK")
 
 
+def check_labels(source: Source) -> None:
+    """Raises UserError for a label that is none of the classes: JAX would take it for another, or for none, unseen."""
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.classes)))
+    if wrong.size:
+        raise UserError(
+            f"{source.spec} gives {source.names[wrong[0]]!r} the label {source.labels[wrong[0]]}, but its "
+            f"{len(source.classes)} classes are numbered from 0 to {len(source.classes) - 1}"
+        )
+
+
 def open_data(config: Any, *, seed: int) -> Listed:
     """Lists and splits; reads no image.
 
@@ -103,6 +113,7 @@ def open_data(config: Any, *, seed: int) -> Listed:
     """
     drawn = seed if config.shapes_seed is None else config.shapes_seed
     source = open_source(config.source, label=config.label, tfds_dir=config.tfds_dir, seed=drawn)
+    check_labels(source)
     split = config.split
     if split == "auto":
         split = "official" if source.splits else "70/20/10"

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import traverse_util
 
 from tljax.data.labels import HIDDEN
@@ -23,6 +22,7 @@ from tljax.steps import (
     augmentation_keys,
     dropout_keys,
     example_keys,
+    gradient_norms,
     join_parts,
     own_parts,
     run_prefix,
@@ -247,7 +247,7 @@ def make_joint_step(
         metrics = total({"loss": tools.true(done.logits), "correct": right, "seen": mask.sum()})
         given = jnp.where(parts.first[2] > 0, done.given, HIDDEN)
         metrics |= {"index": everywhere(parts.index), "given": everywhere(given)}
-        metrics |= {"grad_norm": optax.tree.norm(done.grads)}
+        metrics |= gradient_norms(plan, done.grads)
         variables = join_parts(done.own, shared)
         state = state.replace(step=state.step + 1, **variables, opt_state=done.opt_state, semi=done.semi)
         return state, metrics

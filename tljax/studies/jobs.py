@@ -103,6 +103,7 @@ def make_config(given: Mapping[str, Any], runs: Path = Path()) -> Any:
       UserError: for a field that does not exist, or a value that does not fit.
     """
     config = common.get_config()
+    config.stop_at_nan = False  # a rate at which networks diverge is a row like another
     for name, value in given.items():
         *path, last = name.split(".")
         if isinstance(value, str) and value.startswith(OF_RUN):
