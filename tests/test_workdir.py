@@ -1,10 +1,14 @@
 """Files that are whole, whoever writes them."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from tljax import workdir as folders
+from tljax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITER = """
@@ -23,6 +27,22 @@ def test_two_processes_may_write_one_file(tmp_path):
     assert [writer.wait() for writer in writers] == [0, 0]
     assert path.read_text() in ("a" * 50_000, "b" * 50_000)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_damaged_file_of_arrays_is_refused_whatever_is_in_it(tmp_path):
+    path, rng, refused = tmp_path / "arrays.npz", random.Random(0), 0
+    folders.write_arrays(path, names=np.array(["a", "b"]), values=np.arange(100.0))
+    content = path.read_bytes()
+    for _ in range(1000):
+        damaged = bytearray(content)
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            damaged[rng.randrange(len(damaged))] = rng.choice((rng.randrange(256), 0, 255, 127))
+        path.write_bytes(damaged)
+        try:
+            folders.read_arrays(path, "names", "values")
+        except UserError:
+            refused += 1
+    assert refused > 100
 
 
 def test_what_a_killed_process_left_half_written_is_in_nobodys_way(tmp_path):

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,10 +53,10 @@ def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
       UserError: with the reason alone, where the file is missing, damaged, or without one of them.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(one_line(error)) from None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except Exception as error:  # whatever numpy, zipfile and zlib raise for bytes that someone made up
+        raise UserError(one_line(error) or type(error).__name__) from None
 
 
 def write_json(path: Path, value: Any) -> None:
