@@ -3,12 +3,14 @@
 A pickle is a program. Python's own unpickler runs it; a restricted one still lets it set attributes of whatever is
 whitelisted, grow the memo at will and overflow the C stack by hashing nested tuples. Here nothing is called and nothing
 is imported: a global is a name, a call to one of `CALLS` makes a plain value, and everything else is refused by name.
-Work and memory are proportional to the bytes read.
+Work and memory are proportional to the bytes read: nothing is copied that the pickle can name again, nothing made
+here is walked or printed whole (a few bytes describe a tree of 2 ** 40 leaves), and dicts hash nothing whose hash the
+file can choose.
 """
 
 import dataclasses
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from tljax.errors import UserError
@@ -35,14 +37,14 @@ class Stream(Protocol):
     def readline(self) -> bytes: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Global:
     """The name of something that the pickle would have imported."""
 
     name: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
     """A view into a storage. All numbers are counted in elements and come unchecked from the file."""
 
@@ -52,7 +54,7 @@ class Tensor:
     stride: tuple[int, ...]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Parameter:
     """A tensor in torch's wrapper; mutable because torch 0.1 made it first and filled it afterwards."""
 
@@ -65,11 +67,16 @@ class Mark:
 
 MARK = Mark()
 LONGEST = 1_000_000  # instructions; a ResNet-152 takes about 40,000
+LARGEST = 1 << 23  # bytes of a pickle; a ResNet-152 takes about 140,000
+AXES = 8  # of a tensor, at most
+TOO_LARGE = f"holds a pickle of more than {LARGEST} bytes"
 
 
 def integers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple | list) or not all(type(v) is int for v in values):
-        raise UserError("holds a tensor whose shape is not made of integers")
+    if isinstance(values, tuple | list) and len(values) > AXES:
+        raise UserError(f"holds a tensor of {len(values)} axes, more than {AXES}")
+    if not isinstance(values, tuple | list) or not all(type(v) is int and -(2**63) <= v < 2**63 for v in values):
+        raise UserError("holds a tensor whose shape is not made of integers of 64 bits")
     return tuple(values)
 
 
@@ -110,9 +117,9 @@ def allowed(module: str, name: str) -> Global:
     return Global(full)
 
 
-def shown(text: Any) -> str:
+def shown(text: str | bytes | int | Sequence[int]) -> str:
     """Text from the file, fit for one line of an error."""
-    text = ascii(text)[1:-1] if isinstance(text, str) else ascii(text)
+    text = ascii(text[:81])[1:-1] if isinstance(text, str) else ascii(text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -142,11 +149,13 @@ class Machine:
         self.stream, self.persistent = stream, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.left = LARGEST
 
     def read(self, n: int) -> bytes:
-        data = self.stream.read(min(n, 2**40)) if n else b""
+        data = self.stream.read(min(n, self.left)) if n else b""
+        self.left -= len(data)
         if len(data) != n:
-            raise UserError("is truncated (its pickle ends too early)")
+            raise UserError("is truncated (its pickle ends too early)" if self.left else TOO_LARGE)
         return data
 
     def number(self, code: str) -> int:
@@ -155,6 +164,9 @@ class Machine:
 
     def line(self) -> str:
         line = self.stream.readline()
+        self.left -= len(line)
+        if self.left < 0:
+            raise UserError(TOO_LARGE)
         if not line.endswith(b"\n"):
             raise UserError("is truncated (its pickle ends too early)")
         return text(line[:-1])
@@ -191,6 +203,8 @@ class Machine:
         self.number("Q")  # the length of a frame matters to a reader that buffers
 
     def put(self, index: int) -> None:
+        if index >= LONGEST:  # indices count up from 0; from a wider range they could be chosen to collide in the dict
+            raise UserError(f"holds a broken pickle (it stores something as number {index})")
         value = self.pop()
         self.stack.append(value)
         self.memo[index] = value
@@ -223,7 +237,8 @@ class Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str | int | float | bytes | None):  # hashing a deep tuple overflows the C stack
                 raise UserError(f"holds a dict with a key that is a {type(key).__name__}")
-            target[key] = value
+            # The hash of a number is no secret: a million keys can share one. That of text is.
+            target[key if isinstance(key, str | bytes) else ascii(key).encode()] = value
 
     def stack_global(self) -> None:
         module, name = self.take(2)
@@ -236,6 +251,8 @@ class Machine:
         if not isinstance(function, Global) or function.name not in CALLS or not isinstance(args, tuple):
             what = function.name if isinstance(function, Global) else f"a {type(function).__name__}"
             raise UserError(f"asks to call {shown(what)}, which is refused")
+        if len(args) > AXES:  # the same long tuple, unpacked a million times
+            raise UserError(f"calls {function.name} with {len(args)} arguments")
         try:
             value = CALLS[function.name](*args)
         except TypeError:

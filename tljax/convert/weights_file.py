@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from tljax.convert import torch_file
 from tljax.convert.names import flatten, from_torch, nest
+from tljax.convert.safe_pickle import shown
 from tljax.errors import UserError
 
 FORMAT = "tljax"
@@ -100,8 +101,8 @@ def load_weights(path: str | os.PathLike[str], arch: str) -> tuple[dict[str, Any
         raise UserError(f"{path}: {error}") from None
     if held and arch not in held:
         raise UserError(
-            f"{path} holds {' or '.join(held)}, but {arch} was asked for: "
-            f"set model.name={held[0]}, or give weights of {arch}"
+            f"{path} holds {' or '.join(map(shown, held))}, but {arch} was asked for: "
+            f"set model.name={shown(held[0])}, or give weights of {arch}"
         )
     return variables, metadata
 
@@ -111,7 +112,7 @@ def from_keys(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     flat = {tuple(key.split("/")): array for key, array in arrays.items()}
     for path in flat:
         if len(path) < 2 or path[0] not in ("params", "batch_stats"):
-            raise UserError(f"{torch_file.shown('/'.join(path))} is neither in params/ nor in batch_stats/")
+            raise UserError(f"{shown('/'.join(path))} is neither in params/ nor in batch_stats/")
     return nest(flat)
 
 
