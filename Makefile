@@ -2,8 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS ?= dev
 PROCESSES ?= 2
+FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
@@ -14,6 +15,10 @@ test: .venv/installed
 # Beside PyTorch; 33 minutes on 2 quiet cores.
 bench: .venv/peer
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# Hostile weights: mutates them for FUZZ_SECONDS and says what was lost; Linux only.
+fuzz: .venv/fuzz
+	$(BIN)/python -m tests.fuzz.run $(FUZZ_SECONDS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -32,6 +37,10 @@ lint: .venv/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'ray>=2.50'
+	touch $@
+
+.venv/fuzz: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt atheris
 	touch $@
 
 clean:
