@@ -61,6 +61,15 @@ def test_reads_each_format(tmp_path, kind, name):
         assert not found[key].flags.writeable
 
 
+def test_reads_safetensors_of_any_length_of_header(tmp_path):
+    """A length of 128 begins with the byte that a pickle begins with."""
+    values = np.arange(6, dtype=np.float32)
+    for length in range(64, 640, 8):
+        header = b'{"w":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}}'.ljust(length)
+        content = struct.pack("<Q", length) + header + values.tobytes()
+        np.testing.assert_array_equal(read_state_dict(write(tmp_path, content))["w"], values)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_truncation_is_refused(tmp_path, kind):
     content = FORMATS[kind]({"w": np.arange(6.0, dtype=np.float32), "b": np.ones(2, np.float32)})
