@@ -112,8 +112,7 @@ def main() -> int:
         shutil.rmtree(ROOT / name, ignore_errors=True)
     for name in ("seeds", "lost", "corpus"):
         (ROOT / name).mkdir(parents=True, exist_ok=True)
-    seeds = {**VALID, **HOSTILE}
-    for content in seeds.values():
+    for content in (*VALID.values(), *HOSTILE.values()):
         (ROOT / "seeds" / hashlib.sha256(content).hexdigest()[:16]).write_bytes(content)
     tally, starts = Tally(), 0
     with (ROOT / "log").open("w") as log:
@@ -132,8 +131,8 @@ def main() -> int:
             starts += 1
     counts = tally.counts()
     print(
-        f"fuzz: {sum(counts[:5]):,} inputs in {time.monotonic() - began:.0f} s ({tally}), from {len(seeds)} seeds, "
-        f"lost {counts[10]:,}" + (f" (kept in {ROOT / 'lost'})" if counts[10] else "")
+        f"fuzz: {sum(counts[:5]):,} inputs in {time.monotonic() - began:.0f} s ({tally}), from {len(VALID)} good and "
+        f"{len(HOSTILE)} hostile seeds, lost {counts[10]:,}" + (f" (kept in {ROOT / 'lost'})" if counts[10] else "")
     )
     return int(counts[10] > 0)
 

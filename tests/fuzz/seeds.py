@@ -1,6 +1,6 @@
-"""What a stranger might send: small files of every hostile kind, and bombs that are only large enough to hurt.
+"""What a stranger might send: small files of every hostile kind, from which the fuzzer starts.
 
-`VALID` is to be read, everything else to be refused. The fuzzer starts from all of them but the bombs.
+`VALID` is to be read, `HOSTILE` to be refused.
 """
 
 import io
@@ -23,19 +23,18 @@ def in_zip(code: bytes, **storages: bytes) -> bytes:
     return zip_bytes(code, storages or {"0": BASE.tobytes()})
 
 
+ORDERED = Name("collections", "OrderedDict")
+PARAMETER = Call(Name("torch._utils", "_rebuild_parameter"), (TENSOR, True, Call(ORDERED, ())))
 VALID = {name: write(SMALL) for name, write in FORMATS.items()}
 VALID["safetensors of tljax"] = safetensors_numpy.save(
     {"params/conv1/kernel": BASE}, {"format": "tljax", "arch": "resnet18"}
-)
-PARAMETER = Call(
-    Name("torch._utils", "_rebuild_parameter"), (TENSOR, True, Call(Name("collections", "OrderedDict"), ()))
 )
 VALID["zip of a training script"] = in_zip(
     pickled(
         {
             "epoch": 3,
             "best": None,
-            "other": Call(Name("collections", "OrderedDict"), (), {"_metadata": {"": {"version": 1}}}),
+            "other": Call(ORDERED, (), {"_metadata": {"": {"version": 1}}}),
             "model": {"module.w": PARAMETER, "module.turned": rebuild(storage(BASE, "0"), (3, 2), (1, 3))},
             "optimizer": {"state": {0: {"momentum_buffer": TENSOR}}, "param_groups": [{"lr": 1, "params": [0]}]},
         }
@@ -94,27 +93,9 @@ def with_directory(body: bytes, *entries: tuple[Any, ...], extra: bytes = b"", m
     """
     directory = []
     for name, where, size, *crc in entries:
-        numbers = (
-            20,
-            3,
-            20,
-            0,
-            0,
-            0,
-            0,
-            33,
-            *(crc or [0]),
-            size,
-            size,
-            len(name),
-            len(extra),
-            0,
-            0,
-            0,
-            mode << 16,
-            where,
-        )
-        directory += [b"PK\x01\x02", struct.pack("<4B4H3L5H2L", *numbers), name.encode(), extra]
+        numbers = (20, 3, 20, 0, 0, 0, 0, 33, *(crc or [0]), size, size)
+        lengths = (len(name), len(extra), 0, 0, 0, mode << 16, where)
+        directory += [b"PK\x01\x02", struct.pack("<4B4H3L5H2L", *numbers, *lengths), name.encode(), extra]
     count, size = min(len(entries), 0xFFFF), sum(map(len, directory))
     return body + b"".join(directory) + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, size, len(body), 0)
 
@@ -131,7 +112,7 @@ TENSORS: dict[str, dict[str, Any]] = {
     "a stride of 0": dict(shape=(2**40,), stride=(0,)),
     "a giant of one number": dict(shape=(2**31, 2**31), stride=(0, 0)),
     "a product of 2 ** 64": dict(shape=(2**32, 2**32), stride=(1, 1)),
-    "a product of 2 ** 65 + 6": dict(shape=(2**63 - 1, 2, 3), stride=(1, 1, 1)),
+    "a product that wraps around to 6": dict(shape=(11, 6 * pow(11, -1, 2**64) % 2**64), stride=(0, 0)),
     "a product of 2 ** 128": dict(shape=(2**32,) * 4, stride=(0,) * 4),
     "rows that overlap": dict(shape=(5, 5), stride=(1, 1)),
     "more strides than axes": dict(stride=(1, 1)),
