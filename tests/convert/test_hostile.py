@@ -1,5 +1,6 @@
 """Files of strangers: read exactly, or refused in one line; nothing else happens, whatever is in them."""
 
+import io
 import json
 import math
 import os
@@ -221,6 +222,7 @@ def outside(path: Path):
         (lambda path: (path.parent / "hacked").write_text("x"), "open"),
         (lambda path: Path("/dev/null").read_bytes(), "open"),
         (lambda path: path.open("r+b"), "open"),
+        (lambda path: io.FileIO(0, closefd=False), "open"),
         (lambda path: os.listdir("/"), "os.listdir"),
         (lambda path: socket.socket(), "socket.__new__"),
         (lambda path: __import__("pydoc_data.topics"), "import"),

@@ -29,6 +29,9 @@ VALID = {name: write(SMALL) for name, write in FORMATS.items()}
 VALID["safetensors of tljax"] = safetensors_numpy.save(
     {"params/conv1/kernel": BASE}, {"format": "tljax", "arch": "resnet18"}
 )
+VALID["safetensors of no architecture of ours"] = safetensors_numpy.save(
+    {"params/conv1/kernel": BASE}, {"format": "tljax", "arch": "\x1b[2J\r\n"}
+)
 VALID["zip of a training script"] = in_zip(
     pickled(
         {

@@ -87,7 +87,7 @@ class Watch:
 
     def may(self, event: str, args: tuple[Any, ...]) -> bool:
         if event == "open":
-            return os.fspath(args[0]) == str(self.path) and not args[2] & WRITING
+            return str(args[0]) == str(self.path) and not args[2] & WRITING
         return event == "mmap.__new__" and args[2] == mmap.ACCESS_READ
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:
