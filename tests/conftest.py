@@ -19,8 +19,14 @@ choose_libraries()  # what a user's run computes with
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Every run draws other examples, on CI too: what is found is printed in a form that repeats it, and nothing is timed.
+settings.register_profile("short", max_examples=40, deadline=None, derandomize=False, print_blob=True)
+settings.register_profile("wide", settings.get_profile("short"), max_examples=2000)  # --hypothesis-profile=wide
+settings.load_profile("short")
 
 
 @pytest.fixture(scope="session")
