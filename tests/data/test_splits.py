@@ -1,9 +1,17 @@
+"""Splits: what each form promises, for any classes, sizes and seeds."""
+
+import contextlib
+import dataclasses
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tljax.data.folder import open_folder
+from tljax.data.labels import cut_labels
 from tljax.data.source import Source
 from tljax.data.splits import make_splits
 from tljax.errors import UserError
@@ -11,64 +19,221 @@ from tljax.errors import UserError
 
 def listed(counts, splits=None):
     """A source of `counts[class]` images."""
+    images = sorted((f"{cls}/{i:04}.jpg", cls) for cls, count in counts.items() for i in range(count))
     classes = tuple(sorted(counts))
-    names = [f"{cls}/{i:04}.jpg" for cls in classes for i in range(counts[cls])]
-    labels = np.array([classes.index(name.split("/")[0]) for name in names], np.int32)
-    return Source(spec="folder:x", names=tuple(names), labels=labels, classes=classes, read=None, splits=splits or {})
+    labels = np.array([classes.index(cls) for _, cls in images], np.int32)
+    names = tuple(name for name, _ in images)
+    return Source(spec="folder:x", names=names, labels=labels, classes=classes, read=None, splits=splits or {})
 
 
-def names_of(source, indices):
-    return {source.names[i] for i in indices}
+def named(source, parts):
+    """The images of parts by name and class: what is left when indices change."""
+    return {
+        part: {(source.names[i], source.classes[source.labels[i]]) for i in members} for part, members in parts.items()
+    }
 
 
-COUNTS = st.dictionaries(st.sampled_from(["ant", "bee", "cat", "dög", "eel"]), st.integers(10, 40), min_size=2)
+def of_each(source, members):
+    return np.bincount(source.labels[members], minlength=len(source.classes)).tolist()
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    COUNTS,
-    st.sampled_from(["70/20/10", "0.7/0.2/0.1", "80/20", "kfold:5:3", "holdout:10"]),
-    st.integers(0, 2**32),
-    st.booleans(),
-)
-def test_splits_are_disjoint_complete_sorted_and_repeatable(counts, split, seed, stratify):
-    source = listed(counts)
-    parts = make_splits(source, split=split, seed=seed, stratify=stratify)
-    together = np.concatenate(list(parts.values()))
+# Any names: surrogate escapes stand for bytes of file names that are no UTF-8.
+CLASS = st.text(st.characters(exclude_characters="/"), min_size=1, max_size=4)
+COUNTS = st.dictionaries(CLASS, st.integers(0, 40), min_size=1, max_size=6).filter(lambda counts: any(counts.values()))
+SEED = st.integers(0, 2**40)
+
+
+@st.composite
+def cuts(draw):
+    """(text, what it asks for): shares of val and test, in percent or as fractions."""
+    percent = sorted(draw(st.lists(st.integers(0, 99), min_size=2, max_size=2)))
+    test, val = percent[0], percent[1] - percent[0]
+    numbers = (100 - val - test, val, test) if test or draw(st.booleans()) else (100 - val, val)
+    text = "/".join(str(n) if draw(st.booleans()) else f" {n}.0" for n in numbers)
+    if draw(st.booleans()):
+        text = "/".join(f"{n / 100:.2f}" for n in numbers)
+    return text, {"val": Fraction(val, 100), "test": Fraction(test, 100)}
+
+
+@st.composite
+def sources(draw, *, official=False):
+    """Sources of any classes and sizes; `official` ones with splits of their own, `train` among them."""
+    source = listed(draw(COUNTS))
+    if not official:
+        return source
+    names = draw(st.sampled_from([("train",), ("train", "test"), ("train", "val"), ("train", "val", "test")]))
+    whose = draw(st.lists(st.sampled_from(names), min_size=len(source), max_size=len(source)))
+    splits = {name: np.array([i for i, own in enumerate(whose) if own == name], np.int64) for name in names}
+    return dataclasses.replace(source, splits=splits)
+
+
+def attempt(source, **options):
+    """The parts, or None where they are refused, in one line."""
+    with contextlib.suppress(UserError):
+        return make_splits(source, **options)
+    with pytest.raises(UserError, match=r"\A.+\Z"):
+        make_splits(source, **options)
+
+
+def check_parts(source, found, expected, *, stratify):
+    """`expected` has the images per part and group: of each class, or of all together."""
+    if found is None:
+        assert not all(sum(counts) for counts in expected.values())
+        return
+    together = np.concatenate(list(found.values()))
     assert np.array_equal(np.sort(together), np.arange(len(source)))
-    for members in parts.values():
-        assert members.dtype == np.int64
-        assert np.array_equal(members, np.sort(members))
-        assert members.size
-    again = make_splits(source, split=split, seed=seed, stratify=stratify)
-    assert all(np.array_equal(parts[name], again[name]) for name in parts)
+    assert set(found) == set(expected)
+    for part, members in found.items():
+        assert members.size and members.dtype == np.int64 and np.array_equal(members, np.unique(members))
+        assert groups(source, members, stratify=stratify) == expected[part]
 
 
-@settings(max_examples=40, deadline=None)
-@given(COUNTS, st.integers(0, 2**32), st.sampled_from(["70/20/10", "kfold:4:1", "holdout:20", "official"]))
-def test_another_class_moves_no_image(counts, seed, split):
-    def parts_of(counts):
-        source = listed(counts)
-        if split == "official":
-            source = Source(**{**vars(source), "splits": {"train": np.arange(len(source))}})
-        parts = make_splits(source, split=split, val=0.2, per_class=3, seed=seed)
-        return {name: names_of(source, members) for name, members in parts.items()}
-
-    without = parts_of(counts)
-    with_more = parts_of({**counts, "aardvark": 17, "zebra": 23})
-    for name in without:
-        assert without[name] == {x for x in with_more[name] if not x.startswith(("aardvark", "zebra"))}
+def groups(source, members, *, stratify):
+    """Images per class, or the number of all."""
+    counts = of_each(source, members)
+    return counts if stratify else [sum(counts)]
 
 
-@settings(max_examples=40, deadline=None)
-@given(COUNTS, st.integers(0, 2**32))
-def test_every_class_gives_the_floor_of_its_share(counts, seed):
-    source = listed(counts)
-    parts = make_splits(source, split="70/20/10", seed=seed)
-    for label, cls in enumerate(source.classes):
-        of_class = {name: int((source.labels[members] == label).sum()) for name, members in parts.items()}
-        assert of_class["val"] == counts[cls] * 2 // 10
-        assert of_class["test"] == counts[cls] // 10
+@given(sources(), cuts(), st.sampled_from([0, 1, 5, 50, 99]), SEED, st.booleans())
+def test_shares_are_floors_and_train_has_the_rest(source, cut, percent, seed, stratify):
+    """Of each class, or of all images; nothing is left out, nothing comes twice."""
+    text, shares = cut
+    found = attempt(source, split=text, val=percent / 100, seed=seed, stratify=stratify)
+    sizes = groups(source, np.arange(len(source)), stratify=stratify)
+    expected = {part: [int(share * n) for n in sizes] for part, share in shares.items() if share}
+    train = [n - sum(taken) for n, *taken in zip(sizes, *expected.values(), strict=True)]
+    if percent and "val" not in expected:
+        expected["val"] = [int(Fraction(percent, 100) * n) for n in train]
+        train = [n - m for n, m in zip(train, expected["val"], strict=True)]
+    check_parts(source, found, {"train": train, **expected}, stratify=stratify)
+
+
+@given(sources(), st.integers(1, 9999), SEED, st.booleans(), st.booleans())
+def test_what_is_held_out_is_rounded_to_the_nearest_image(source, share, seed, stratify, swapped):
+    """In hundredths of a percent."""
+    text = f"holdout:{share // 100}.{share % 100:02}" + ":swapped" * swapped
+    found = attempt(source, split=text, seed=seed, stratify=stratify)
+    sizes = groups(source, np.arange(len(source)), stratify=stratify)
+    held = [(2 * share * n + 10_000) // 20_000 for n in sizes]
+    rest = [n - m for n, m in zip(sizes, held, strict=True)]
+    expected = {"train": held, "test": rest} if swapped else {"train": rest, "test": held}
+    check_parts(source, found, expected, stratify=stratify)
+
+
+@given(sources(official=True), st.sampled_from([0, 1, 20, 50, 99]), SEED, st.booleans())
+def test_official_splits_stay_and_only_train_gives_to_validation(source, percent, seed, stratify):
+    found = attempt(source, val=percent / 100, seed=seed, stratify=stratify)
+    expected = {part: groups(source, members, stratify=stratify) for part, members in source.splits.items()}
+    if percent and "val" not in expected:
+        expected["val"] = [int(Fraction(percent, 100) * n) for n in expected["train"]]
+        expected["train"] = [n - m for n, m in zip(expected["train"], expected["val"], strict=True)]
+    check_parts(source, found, expected, stratify=stratify)
+    for part in {"val", "test"} & set(source.splits) if found else ():
+        assert np.array_equal(found[part], source.splits[part])
+
+
+@given(sources(official=True), st.integers(2, 7), SEED, st.booleans())
+def test_folds_partition_everything_but_the_official_test_split(source, count, seed, stratify):
+    test = source.splits.get("test", np.zeros(0, np.int64))
+    pool = np.setdiff1d(np.arange(len(source)), test)
+    sizes = groups(source, pool, stratify=stratify)
+    assume(max(sizes) > 1)  # else one fold may hold everything
+    held = []
+    for fold in range(count):
+        found = attempt(source, split=f"kfold:{count}:{fold}", seed=seed, stratify=stratify)
+        if found is None:  # fewer images than folds
+            continue
+        held.append(found["val"])
+        assert np.array_equal(found.get("test", test), test)
+        assert np.array_equal(np.sort(np.concatenate([found["train"], found["val"]])), pool)
+        for n, m in zip(sizes, groups(source, found["val"], stratify=stratify), strict=True):
+            assert m in (n // count, -(-n // count))
+    assert np.array_equal(np.sort(np.concatenate(held)), pool)
+
+
+FORMS = st.one_of(
+    cuts().map(lambda cut: cut[0]),
+    st.sampled_from(["official", "kfold:2:0", "kfold:4:1", "holdout:20", "holdout:50:swapped"]),
+)
+
+
+@given(sources(official=True), sources(official=True), FORMS, st.integers(0, 4), SEED, st.randoms())
+def test_another_class_moves_no_image(source, others, split, per_class, seed, random):
+    """Nor does another order of the classes and names."""
+    more = [cls for cls in others.classes if cls not in source.classes]
+    options = {"split": split, "val": 0.2, "per_class": per_class, "seed": seed}
+    images = [(source, i) for i in range(len(source))]
+    images += [(others, i) for i in range(len(others)) if others.classes[others.labels[i]] in more]
+    random.shuffle(images)
+    classes = [*source.classes, *more]
+    random.shuffle(classes)
+    official = {
+        part: np.array([at for at, (own, i) in enumerate(images) if i in own.splits.get(part, ())], np.int64)
+        for part in {**source.splits, **others.splits}
+    }
+    wider = Source(
+        spec="folder:x",
+        names=tuple(own.names[i] for own, i in images),
+        labels=np.array([classes.index(own.classes[own.labels[i]]) for own, i in images], np.int32),
+        classes=tuple(classes),
+        read=None,
+        splits=official,
+    )
+    assume(("val" in source.splits) == ("val" in official) or split != "official")
+    found, again = attempt(source, **options), attempt(wider, **options)
+    assume(found is not None and again is not None)
+    again = named(wider, again)
+    for part, images in named(source, found).items():
+        assert images == {(name, cls) for name, cls in again[part] if cls in source.classes}
+
+
+@given(sources(official=True), FORMS, st.integers(1, 41), SEED, st.booleans())
+def test_few_per_class_are_nested_and_leave_the_other_parts_alone(source, split, few, seed, stratify):
+    options = {"split": split, "val": 0.2, "seed": seed, "stratify": stratify}
+    whole = attempt(source, **options)
+    one, two = (attempt(source, per_class=n, **options) for n in (few, few + 1))
+    assert (one is None) == (two is None) == (whole is None or 0 in of_each(source, whole["train"]))
+    if one is not None:
+        assert set(one["train"]) <= set(two["train"]) <= set(whole["train"])
+        assert of_each(source, one["train"]) == [min(few, n) for n in of_each(source, whole["train"])]
+        assert all(np.array_equal(one[part], whole[part]) for part in whole if part != "train")
+
+
+TWO = st.lists(CLASS, min_size=2, max_size=2, unique_by=lambda name: name.encode("utf-8", "backslashreplace"))
+SEEDS = st.lists(SEED, min_size=2, max_size=2, unique=True)
+
+
+@given(TWO, SEEDS)
+def test_a_split_is_its_seeds_and_each_class_is_drawn_by_itself(classes, seeds):
+    """Of 60 images half may be taken in 10^17 ways."""
+    seed, other = seeds
+    source = listed(dict.fromkeys(classes, 60))
+    for split in ("50/50", "kfold:2:0", "holdout:50"):
+        for stratify in (True, False):
+            first, again, others = (
+                make_splits(source, split=split, seed=s, stratify=stratify)["train"] for s in (seed, seed, other)
+            )
+            assert np.array_equal(first, again) and not np.array_equal(first, others)
+            if stratify:
+                a, b = ({int(source.names[i][-8:-4]) for i in first if source.labels[i] == c} for c in (0, 1))
+                assert a != b and not (split == "kfold:2:0" and a.isdisjoint(b))
+    # What is cut from train, and which labels are kept of it, is drawn apart from each other.
+    source = dataclasses.replace(source, splits={"train": np.arange(120)})
+    half = make_splits(source, val=0.5, seed=seed)["val"]
+    few = make_splits(source, per_class=30, seed=seed)["train"]
+    labelled = cut_labels(source, np.arange(120), "50%", seed=seed, stratify=True)[0]
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations((half, few, labelled), 2))
+
+
+ALMOST = st.from_regex(r"(kfold|holdout):[\d:.a-z]*|[\d./ ]+", fullmatch=True)
+
+
+@given(
+    sources(official=True), st.text(max_size=12) | ALMOST, st.floats(), st.integers(-1, 3), st.integers(-1, 2**70)
+)  # fmt: skip
+def test_whatever_is_asked_for_is_done_or_refused_in_one_line(source, split, val, per_class, seed):
+    found = attempt(source, split=split, val=val, per_class=per_class, seed=seed)
+    assert found is None or all(len(members) for members in found.values())
 
 
 def test_shares_are_exact_where_floats_are_not():
@@ -76,45 +241,6 @@ def test_shares_are_exact_where_floats_are_not():
     assert len(make_splits(listed({"a": 100, "b": 100}), split="0.71/0.29")["val"]) == 58
     source = listed({"a": 100, "b": 100}, {"train": np.arange(200)})
     assert len(make_splits(source, split="official", val=0.29)["val"]) == 58
-
-
-def test_folds_partition_everything_but_the_official_test_split():
-    source = listed({"a": 11, "b": 12, "c": 3}, {"train": np.arange(0, 20), "test": np.arange(20, 26)})
-    folds = [make_splits(source, split=f"kfold:4:{fold}") for fold in range(4)]
-    assert np.array_equal(np.sort(np.concatenate([fold["val"] for fold in folds])), np.arange(20))
-    for fold in folds:
-        assert np.array_equal(fold["test"], np.arange(20, 26))
-        assert np.array_equal(np.sort(np.concatenate([fold["train"], fold["val"]])), np.arange(20))
-        assert 4 <= len(fold["val"]) <= 6
-
-
-def test_official_splits_and_a_validation_part_cut_from_train():
-    official = {"train": np.arange(0, 60), "test": np.arange(60, 80)}
-    source = listed({"a": 40, "b": 40}, official)
-    assert sorted(make_splits(source)) == ["test", "train"]
-    parts = make_splits(source, val=0.25)
-    assert np.array_equal(parts["test"], official["test"])
-    assert np.array_equal(np.sort(np.concatenate([parts["train"], parts["val"]])), official["train"])
-    assert np.bincount(source.labels[parts["val"]]).tolist() == [10, 5]
-    with_val = listed({"a": 40, "b": 40}, {"train": np.arange(0, 60), "val": np.arange(60, 80)})
-    assert np.array_equal(make_splits(with_val, val=0.25)["val"], np.arange(60, 80))
-
-
-def test_few_per_class_are_nested_and_leave_the_other_parts_alone():
-    source = listed({"a": 30, "b": 30, "c": 4})
-    whole = make_splits(source, split="80/20", seed=3, stratify=False)
-    five = make_splits(source, split="80/20", seed=3, stratify=False, per_class=5)
-    two = make_splits(source, split="80/20", seed=3, stratify=False, per_class=2)
-    assert np.array_equal(whole["val"], five["val"])
-    assert set(two["train"]) < set(five["train"]) < set(whole["train"])
-    assert np.bincount(source.labels[two["train"]]).tolist() == [2, 2, 2]
-    assert np.bincount(source.labels[five["train"]])[2] <= 4
-
-
-def test_seeds_differ():
-    source = listed({"a": 30, "b": 30})
-    assert not np.array_equal(make_splits(source, split="80/20", seed=0)["val"],
-                              make_splits(source, split="80/20", seed=1)["val"])  # fmt: skip
 
 
 @pytest.mark.parametrize(
