@@ -1,7 +1,12 @@
 """Few labels: which images keep theirs, and labels that a network gave to the others."""
 
+import contextlib
+import dataclasses
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests import tiny
 from tljax import train
@@ -36,12 +41,82 @@ def test_a_share_of_each_class_or_of_all_or_a_number_per_class():
     assert any(0 in counts[:2] for counts in uniform)  # a class may be left without any
 
 
-def test_larger_shares_contain_smaller_ones_and_seeds_differ():
-    source, everything = make_source(), np.arange(267)
-    for stratify in (True, False):
-        few, more = (cut_labels(source, everything, how, seed=1, stratify=stratify)[0] for how in ("3%", "20%"))
-        assert set(few) < set(more)
-        assert set(few) != set(cut_labels(source, everything, "3%", seed=2, stratify=stratify)[0])
+COUNTS = st.lists(st.integers(0, 60), min_size=1, max_size=3).filter(any)
+
+
+@given(COUNTS, st.integers(1, 9999), st.integers(1, 40), st.integers(0, 2**40), st.booleans(), st.data())
+def test_labels_kept_are_counted_by_class_and_larger_shares_contain_smaller_ones(
+    counts, share, each, seed, stratify, data
+):
+    """Shares in hundredths of a percent, to the nearest image and at least one, and numbers per class."""
+    source = make_source(counts)
+    train = np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=len(source), max_size=len(source))))
+    sizes = of_each(source, train)
+    pools = sizes if stratify else [sum(sizes)]
+    of_share = [min(n, max(1, (2 * share * n + 10_000) // 20_000)) for n in pools]
+    smaller: dict[str, set[int]] = {"%": set(), "": set()}
+    for how, wanted in (
+        (f"{share // 200}.{share // 2 % 100:02}%", None),
+        (f"{share // 100}.{share % 100:02}%", of_share),
+        (str(each), [min(each, n) for n in sizes]),
+        (str(each + 1), [min(each + 1, n) for n in sizes]),
+    ):
+        try:
+            labelled, unlabelled = cut_labels(source, train, how, seed=seed, stratify=stratify)
+        except UserError:
+            assert wanted is None or sum(wanted) == len(train)
+            continue
+        assert np.array_equal(np.sort(np.concatenate([labelled, unlabelled])), train)
+        found = of_each(source, labelled)
+        by_class = stratify or not how.endswith("%")
+        assert wanted is None or (found if by_class else [sum(found)]) == wanted
+        kind = how.lstrip("0123456789.")
+        assert smaller[kind] <= set(labelled.tolist())
+        smaller[kind] = set(labelled.tolist())
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=2, max_size=2, unique=True), st.booleans())
+def test_seeds_differ_in_whose_labels_are_kept(seeds, stratify):
+    seed, other = seeds
+    source = make_source((60, 60))
+    one, again, two = (
+        cut_labels(source, np.arange(120), "50%", seed=s, stratify=stratify)[0] for s in (seed, seed, other)
+    )
+    assert np.array_equal(one, again) and not np.array_equal(one, two)
+
+
+@given(st.text(max_size=8) | st.from_regex(r"[\d.]*%?", fullmatch=True))
+def test_any_text_is_a_form_or_refused_in_one_line(how):
+    source = make_source((30, 4))
+    with contextlib.suppress(UserError):
+        labelled, unlabelled = cut_labels(source, np.arange(34), how, seed=0, stratify=True)
+        assert len(labelled) and (len(unlabelled) or how == "all")
+        return
+    with pytest.raises(UserError, match=r"\A.+\Z"):
+        cut_labels(source, np.arange(34), how, seed=0, stratify=True)
+
+
+@given(COUNTS, st.data(), st.booleans())
+def test_each_image_trains_on_its_own_label_or_on_the_one_it_was_given(counts, data, soft):
+    source = make_source(counts)
+    fates = st.sampled_from(["labelled", "unlabelled", "given", "elsewhere"])
+    fate = np.array(data.draw(st.lists(fates, min_size=len(source), max_size=len(source))))
+    hidden = np.flatnonzero(np.isin(fate, ["unlabelled", "given"]))
+    chosen = np.array(data.draw(st.permutations(np.flatnonzero(fate == "given").tolist())), np.int64)
+    known = source.labels.copy()
+    known[hidden] = labels.HIDDEN
+    rng, classes = np.random.default_rng(0), len(source.classes)
+    made = rng.integers(0, classes, len(chosen)).astype(np.int32)
+    if soft:
+        made = rng.dirichlet(np.ones(classes), len(chosen)).astype(np.float32)
+    pseudo = PseudoLabels(np.array([source.names[i] for i in chosen], dtype=str), made)
+    labelled = np.flatnonzero(fate == "labelled")
+    train_on, targets = labels.give(dataclasses.replace(source, labels=known), labelled, hidden, pseudo)
+    assert np.array_equal(train_on, np.flatnonzero(np.isin(fate, ["labelled", "given"])))
+    assert np.array_equal(targets[chosen], made)
+    own = source.labels[labelled]
+    assert np.array_equal(targets[labelled], np.eye(classes)[own] if soft else own)
+    assert targets.dtype == (np.float32 if soft else np.int32)
 
 
 @pytest.mark.parametrize("how", ["none", "0%", "100%", "0", "2.5", "-3", "10 %", ""])
