@@ -40,14 +40,6 @@ def test_parameters_are_exactly_torchvisions(name):
     assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == COUNTS[name]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_parameter_belongs_to_a_group(name):
-    model = create_model(name)
-    shapes = variable_shapes(model)
-    tops = {top for collection in shapes.values() for top in collection}
-    assert {model.group_of((top,)) for top in tops} == set(model.groups)
-
-
 @pytest.mark.parametrize(
     "name,until,features",
     [

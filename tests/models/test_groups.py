@@ -1,0 +1,41 @@
+"""Groups divide a network without gaps or overlaps, in the order in which it runs."""
+
+import jax
+from flax import traverse_util
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tljax.models import MODELS, create_model, variable_shapes
+
+
+@st.composite
+def networks(draw):
+    """Every registered network, its small relatives among them, cut anywhere."""
+    name, options = draw(st.sampled_from(sorted(MODELS))), {}
+    if "resnet" in name and draw(st.booleans()):
+        options["blocks"] = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))
+    if "squeezenet" not in name and draw(st.booleans()):
+        options["width"] = draw(st.integers(1, 9))
+    until = draw(st.sampled_from([None, *create_model(name, **options).trunk]))
+    return create_model(name, num_classes=draw(st.integers(1, 5)), until=until, **options)
+
+
+@settings(max_examples=settings().max_examples // 2)
+@given(networks())
+def test_each_stage_runs_on_the_variables_of_its_own_groups_alone(model):
+    """So each parameter and statistic is in the group of the stage that reads it, and in no other."""
+    flat = {name: traverse_util.flatten_dict(tree) for name, tree in variable_shapes(model).items()}
+    assert {model.group_of(path) for path in flat["params"]} == set(model.groups)
+    assert {path[:-1] for path in flat["batch_stats"]} <= {path[:-1] for path in flat["params"]}
+    places = [model.stages.index(model.stage_of(group)) for group in model.groups]
+    assert places == sorted(places) and len(set(model.groups)) == len(model.groups) and model.groups[-1] == "head"
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    for stage, following in zip(model.stages, [*model.stages[1:], None], strict=True):
+        own = {
+            name: traverse_util.unflatten_dict(
+                {path: leaf for path, leaf in leaves.items() if model.stage_of(model.group_of(path)) == stage}
+            )
+            for name, leaves in flat.items()
+        }
+        x = jax.eval_shape(lambda own, x, a=stage, b=following: model.apply(own, x, begin=a, end=b), own, x)
+    assert x.shape == (1, model.num_classes)
