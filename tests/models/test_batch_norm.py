@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tljax.models.layers import BatchNorm, BatchNormMode, Pass
 
@@ -51,22 +53,27 @@ def test_every_combination_equals_numpy(example, use_batch, update, train_affine
         np.testing.assert_array_equal(stats["var"], s["var"])
 
 
-@pytest.mark.parametrize("use_batch,update", list(itertools.product([False, True], repeat=2)))
-def test_masked_examples_change_nothing(example, use_batch, update):
-    x, variables = example
-    mode = BatchNormMode(use_batch, update, True)
-    filled = np.concatenate([x, np.full_like(x[:2], 1e3)])
-    mask = jnp.asarray([1.0] * 6 + [0.0] * 2)
-    y, stats = apply(variables, x, mode)
-    y_filled, stats_filled = apply(variables, filled, mode, Pass(mask=mask))
-    np.testing.assert_allclose(y_filled[:6], y, rtol=1e-12)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), stats_filled, stats)
-
-
-def test_a_batch_without_real_examples_moves_nothing(example):
-    x, variables = example
-    _, stats = apply(variables, x, BatchNormMode(True, True, True), Pass(mask=jnp.zeros(6)))
-    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
+@given(
+    st.lists(st.booleans(), min_size=SHAPE[0], max_size=SHAPE[0]), st.sampled_from(SWITCHES), st.floats(-1e6, 1e6),
+    st.integers(0, 2**32),
+)  # fmt: skip
+def test_statistics_are_of_real_examples_whatever_the_others_hold(mask, switches, filling, seed):
+    """And where none is real they stay."""
+    rng, mask, mode = np.random.default_rng(seed), np.array(mask), BatchNormMode(*switches)
+    x = np.where(mask[:, None, None, None], rng.normal(1, 2, SHAPE), filling)
+    scale, bias, mean = rng.standard_normal((3, 3))
+    var = rng.uniform(0.5, 2, 3)
+    with jax.enable_x64(True):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
+        y, stats = apply(jax.tree.map(jnp.asarray, variables), x, mode, Pass(mask=jnp.asarray(mask, jnp.float64)))
+    if not mask.any():
+        expected = y[mask], mean, var
+    else:
+        expected = numpy_batch_norm(
+            x[mask], scale, bias, mean, var, use_batch=mode.use_batch, update=mode.update
+        )  # fmt: skip
+    for ours, theirs in zip((y[mask], stats["mean"], stats["var"]), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_statistics_across_replicas_equal_those_of_the_whole_batch(example):
