@@ -7,6 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tljax.data.decode import Unreadable, decode
@@ -281,6 +283,17 @@ def test_a_box_is_cut_from_the_upright_picture(form):
         data = encoded(picture) if form == "file" else picture
     cut = decode(data, short_side=32, box=box)
     assert np.array_equal(cut, by_torchvision(encoded(picture[30:90, 90:180]), 32))
+
+
+@given(st.tuples(*[st.integers(1, 60)] * 2), st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_a_box_is_cut_at_the_pixels_that_its_corners_name(size, drawn):
+    """As the fraction of the picture in float32, which is what sources keep."""
+    top, left, h, w = (int(u * (n - 1)) for u, n in zip(drawn, (*size, *size), strict=True))
+    bottom, right = min(top + h + 1, size[0]), min(left + w + 1, size[1])
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    box = np.array([top / size[0], left / size[1], bottom / size[0], right / size[1]], np.float32)
+    cut = picture[top:bottom, left:right]
+    assert np.array_equal(decode(picture, short_side=7, box=box), decode(np.ascontiguousarray(cut), short_side=7))
 
 
 def test_a_box_thinner_than_a_pixel_is_one():

@@ -167,7 +167,9 @@ def _cut(image: Image.Image, box: np.ndarray | None) -> Image.Image:
     if box is None:
         return image
     top, left, bottom, right = (float(end) for end in box)
-    x, y = min(int(left * image.width), image.width - 1), min(int(top * image.height), image.height - 1)
+    # Of a fraction that float32 rounded down, the pixel is the one that was named, not the one before it.
+    x, y = int(left * image.width + 1e-3), int(top * image.height + 1e-3)
+    x, y = min(x, image.width - 1), min(y, image.height - 1)
     return image.crop((x, y, max(x + 1, round(right * image.width)), max(y + 1, round(bottom * image.height))))
 
 
