@@ -1,8 +1,12 @@
 """Losses against NumPy, and scores that carry their doubt."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tljax.errors import UserError
 from tljax.losses import make_loss, outputs, predictions, score, wilson_interval
@@ -48,6 +52,22 @@ def test_score_counts():
 def test_wilson_interval_by_published_examples(correct, seen, low, high):
     """Newcombe 1998, Table I (81/263), and the closed form at the edges."""
     np.testing.assert_allclose(wilson_interval(correct, seen), (low, high), atol=5e-5)
+
+
+@given(st.integers(1, 10**7), st.data(), st.floats(0, 5), st.integers(2, 50))
+def test_an_interval_holds_its_proportion_and_narrows_with_more_images(seen, data, z, times):
+    """It is the set of chances that are within z deviations of what was seen, and the same for what is not right."""
+    correct = data.draw(st.integers(0, seen) | st.sampled_from([0, seen]))
+    low, high = wilson_interval(correct, seen, z=z)
+    assert 0 <= low <= correct / seen <= high <= 1
+    for end in (low, high):
+        deviation = math.sqrt(end * (1 - end) / seen)
+        assert abs(end - correct / seen) == pytest.approx(z * deviation, rel=1e-5, abs=1e-7)
+    assert wilson_interval(seen - correct, seen, z=z) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    narrower = wilson_interval(times * correct, times * seen)
+    wide = wilson_interval(correct, seen)
+    assert narrower[1] - narrower[0] < wide[1] - wide[0]
+    assert wilson_interval(correct, seen, z=z + 0.1)[1] >= high
 
 
 def test_what_cannot_be_is_refused():

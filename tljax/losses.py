@@ -102,4 +102,5 @@ def wilson_interval(correct: int, seen: int, *, z: float = 1.959963984540054) ->
     p, n = correct / seen, seen
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounded, an end could pass the proportion itself, which at 0 and at 1 it equals.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
