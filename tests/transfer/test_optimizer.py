@@ -1,14 +1,19 @@
 """Optimizers by torch's rules, schedules, moments across phases."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from tljax.errors import UserError
-from tljax.models import create_model, init_variables
+from tljax.models import create_model, init_variables, variable_shapes
+from tljax.steps import join_parts, own_parts, update_params
 from tljax.transfer.optimizer import carry_moments, make_optimizer, make_schedule
-from tljax.transfer.plan import make_plan, merge
+from tljax.transfer.plan import BN_MODES, make_plan, merge
 
 MODEL = create_model("resnet18", num_classes=5, width=8, blocks=(1,))
 VARIABLES = init_variables(MODEL, jax.random.key(0))
@@ -84,18 +89,92 @@ def test_moments_of_what_goes_on_training_are_carried():
     assert int(carried[-1].inner_states["layer1"].inner_state[0].count) == 0
 
 
-@pytest.mark.parametrize(
-    "name,options,expected",
-    [
-        ("constant", {}, [1, 1, 1, 1, 1, 1, 1, 1]),
-        ("step", {"decay_steps": 3, "factor": 0.1}, [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01]),
-        ("cosine", {}, [(1 + np.cos(np.pi * t / 8)) / 2 for t in range(8)]),
-        ("cosine", {"warmup_steps": 4}, [0.25, 0.5, 0.75, 1, *[(1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)]]),
-    ],
-)
-def test_schedules(name, options, expected):
-    schedule = make_schedule(name, steps=8, **options)
-    np.testing.assert_allclose([schedule(jnp.int32(t)) for t in range(8)], expected, atol=1e-6)
+SMALL = {
+    "resnet18": MODEL,
+    "squeezenet1_1": create_model("squeezenet1_1", num_classes=2, until="fire2"),
+    "mini_xception": create_model("mini_xception", num_classes=2, width=4),
+}
+ALL_SHAPES = {name: variable_shapes(model) for name, model in SMALL.items()}
+
+
+def drawn_like(tree, seed):
+    """Float64 arrays of as many axes, each two long, without a zero among them: updates take numbers one by one."""
+    rng = np.random.default_rng(seed)
+    shape = {n: (2,) * n for n in range(5)}
+    return jax.tree.map(lambda x: rng.uniform(0.1, 1, shape[x.ndim]) * rng.choice([-1, 1], shape[x.ndim]), tree)
+
+
+@settings(max_examples=settings().max_examples // 2)
+@given(st.data(), st.sampled_from(sorted(SMALL)), st.sampled_from(["adam", "adamw", "sgd"]), st.integers(0, 2**32))
+def test_an_update_changes_what_trains_and_nothing_else(data, network, name, seed):
+    """Of any selection, batch norm and rates, by any gradient; decay by itself only where it is promised."""
+    model, shapes = SMALL[network], ALL_SHAPES[network]
+    group, mode = st.sampled_from(model.groups), st.sampled_from(sorted(BN_MODES))
+    train = sorted(data.draw(st.sets(group, min_size=1)))
+    bn = {"trained": data.draw(mode), "frozen": data.draw(mode)} | data.draw(st.dictionaries(group, mode, max_size=3))
+    decay, decay_all = data.draw(st.sampled_from([0.0, 0.1])), data.draw(st.booleans())
+    try:
+        plan = make_plan(
+            model, shapes, train=",".join(train), bn=",".join(map(":".join, bn.items())), lr=0.1, weight_decay=decay,
+            lr_decay=data.draw(st.floats(0.5, 2)),
+            lr_groups=",".join(f"{g}:{r}" for g, r in data.draw(st.dictionaries(group, st.floats(1e-3, 1))).items()),
+        )  # fmt: skip
+    except UserError as error:
+        assume("trains nothing" not in str(error))
+        raise
+    with jax.enable_x64(True):
+        tx = make_optimizer(plan, name=name, clip=data.draw(st.sampled_from([0.0, 0.5])), decay_all=decay_all)
+        variables = {part: drawn_like(shapes[part], seed) for part in ("params", "batch_stats")}
+        own, shared = own_parts(model, plan, variables)
+        assert jax.tree.all(jax.tree.map(np.array_equal, join_parts(own, shared), variables))
+        assert {plan.labels[path] for path in own["params"]} == {g.name for g in plan.groups if g.trainable}
+        moving = {group for group, mode in plan.modes.items() if mode.update}
+        assert {model.group_of(path) for path in own["batch_stats"]} == moving
+        assert all(model.group_of(path) not in moving for path in shared["batch_stats"])
+        state = tx.init(variables["params"])
+
+        def changed(grads, factor):
+            moved, _ = update_params(plan, tx, shared, own["params"], state, grads, jnp.float32(factor))
+            assert set(moved) == set(own["params"])
+            return {path for path, leaf in moved.items() if not np.array_equal(leaf, own["params"][path])}
+
+        nothing = jax.tree.map(np.zeros_like, own["params"])
+        assert changed(drawn_like(own["params"], seed + 1), 1) == set(own["params"])
+        assert changed(drawn_like(own["params"], seed + 1), 0) == set()
+        decayed = {path for path, leaf in own["params"].items() if decay and (decay_all or leaf.ndim > 1)}
+        assert changed(nothing, 1) == decayed
+
+
+def numpy_schedule(name, t, *, steps, warmup, decay, factor):
+    """The factor at update `t`, as the docstring says it."""
+    found = min(1, (t + 1) / warmup) if warmup else 1.0
+    if name == "step":
+        found *= factor ** (t // decay)
+    if name == "cosine" and t >= warmup:
+        found *= (1 + math.cos(math.pi * min(1, (t - warmup) / max(1, steps - warmup)))) / 2
+    return found
+
+
+@given(
+    st.sampled_from(["constant", "step", "cosine"]), st.integers(1, 5000), st.integers(0, 5000), st.integers(1, 1500),
+    st.floats(0, 1), st.integers(0, 5000),
+)  # fmt: skip
+@example("step", 5000, 0, 41, 0.1, 0)  # 41 times the inverse of 41 is less than 1 in float32
+def test_schedules(name, steps, warmup, decay, factor, around):
+    """Compiled, as they are used; at the ends, at every kind of turning point and one update to either side of it."""
+    drops = decay * np.arange(5000 // decay + 1)
+    t = np.unique([0, around, warmup, steps - 1, steps, *drops])
+    t = np.unique(np.concatenate([t - 1, t, t + 1]).clip(0))
+    schedule = make_schedule(name, steps=steps, warmup_steps=warmup, decay_steps=decay, factor=factor)
+    found = np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(t, jnp.int32)))
+    expected = [numpy_schedule(name, i, steps=steps, warmup=warmup, decay=decay, factor=factor) for i in t.tolist()]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert (found >= 0).all() and (found <= 1).all()
+    before, after = found[t < warmup], found[t >= warmup]
+    if name != "step":
+        assert (np.diff(before) >= 0).all() and (found[t == warmup - 1] > 1 - 1e-6).all()
+    if name == "cosine":
+        assert (np.diff(after) <= 0).all() and (found[t >= max(steps, warmup + 1)] < 1e-6).all()
 
 
 def test_names_that_do_not_exist():

@@ -35,7 +35,8 @@ def make_schedule(
         t = jnp.asarray(step, jnp.float32)
         warm = jnp.minimum(1.0, (t + 1) / max(warmup_steps, 1)) if warmup_steps else jnp.float32(1)
         if name == "step":
-            return warm * factor ** jnp.floor(t / decay_steps)
+            # Of whole numbers: compiled, floats over a constant are times its inverse, and may fall short of the next.
+            return warm * factor ** (jnp.asarray(step) // decay_steps).astype(jnp.float32)
         if name == "cosine":
             done = jnp.clip((t - warmup_steps) / max(steps - warmup_steps, 1), 0, 1)
             return warm * 0.5 * (1 + jnp.cos(math.pi * done))
