@@ -23,7 +23,7 @@ def random_resized_box(key: jax.Array, size: jax.Array, *, scale: Sequence[float
 
     Returns:
       `(top, left, height, width)`, int32 `[4]`. The first of ten draws that fits is taken; if none does, the largest
-      central box whose ratio is in range.
+      central box whose ratio is in range, at least a pixel wide and high.
     """
     height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
@@ -37,8 +37,8 @@ def random_resized_box(key: jax.Array, size: jax.Array, *, scale: Sequence[float
     own = width / height
     whole_w = jnp.where(own > ratio[1], jnp.round(height * ratio[1]), width)
     whole_h = jnp.where(own < ratio[0], jnp.round(width / ratio[0]), height)
-    h = jnp.where(fits[first], heights[first], whole_h).astype(jnp.int32)
-    w = jnp.where(fits[first], widths[first], whole_w).astype(jnp.int32)
+    h = jnp.where(fits[first], heights[first], jnp.maximum(whole_h, 1)).astype(jnp.int32)
+    w = jnp.where(fits[first], widths[first], jnp.maximum(whole_w, 1)).astype(jnp.int32)
     top = jnp.where(fits[first], jax.random.randint(top_key, (), 0, size[0] - h + 1), (size[0] - h) // 2)
     left = jnp.where(fits[first], jax.random.randint(left_key, (), 0, size[1] - w + 1), (size[1] - w) // 2)
     return jnp.stack([top, left, h, w]).astype(jnp.int32)
