@@ -14,6 +14,7 @@ from tests import tiny
 from tljax import features, inspect, train
 from tljax.checkpoint import saved_steps, saved_variables
 from tljax.errors import UserError
+from tljax.experiment import prepare
 from tljax.transfer.population import members_of
 
 QUIET = Console(quiet=True)
@@ -163,6 +164,13 @@ def test_what_is_told_of_features_survives_a_lost_ending(folder, pretrained, tmp
     told = train.run(config, tmp_path / "run", console=QUIET)["features"]
     (tmp_path / "run" / "result.json").unlink()
     assert train.run(config, tmp_path / "run", console=QUIET)["features"] == told
+
+
+def test_what_the_plan_calls_fresh_is_not_loaded_however_it_is_written(folder, pretrained):
+    for text in ("layer2,head", "head,\tlayer2", " all ", "all"):
+        config = tiny.make_config(folder, model__weights=str(pretrained), transfer__fresh=text)
+        experiment, _ = prepare(config, None, QUIET)
+        assert {g.name for g in experiment.plans[0][0].groups if g.fresh} == set(experiment.origin["fresh"])
 
 
 def test_features_are_not_kept_where_something_random_reaches_them(folder, pretrained, tmp_path):

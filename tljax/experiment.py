@@ -40,7 +40,7 @@ from tljax.steps import (
 )
 from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded, no_weights
 from tljax.transfer.optimizer import Schedule, make_optimizer, make_schedule
-from tljax.transfer.plan import Phase, Plan, make_phases, make_plan, merge, prefix_end
+from tljax.transfer.plan import Phase, Plan, make_phases, make_plan, merge, prefix_end, read_groups
 from tljax.transfer.population import Member, is_population, make_families, members_of
 
 
@@ -391,7 +391,7 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
 
     weights = find_weights(m.weights, m.name)
     loaded = load_pretrained(weights, m.name)
-    started = [group for group in sketch.groups if fresh == "all" or group in fresh.replace(" ", "").split(",")]
+    started = list(read_groups("transfer.fresh", fresh, sketch.groups))
     merge_loaded(sketch, shapes, loaded, fresh=[*started, "head"], shapes_only=True)
     if "head" not in started and loaded.classes not in (None, source.classes):
         raise UserError(

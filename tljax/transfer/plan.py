@@ -159,8 +159,8 @@ def make_plan(
       UserError: for a group, a mode or a rate that does not exist, or a plan that trains nothing or cannot work.
     """
     names = model.groups
-    trained = _groups("transfer.train", train, names)
-    started = _groups("transfer.fresh", fresh, names) if fresh else ()
+    trained = read_groups("transfer.train", train, names)
+    started = read_groups("transfer.fresh", fresh, names)
     modes = _modes(bn or "trained:train,frozen:eval", names, trained)
     if not 0 < lr < float("inf"):
         raise UserError(f"optimizer.lr={lr} is not a positive number")
@@ -208,8 +208,13 @@ def _refuse_fresh_frozen(names: Sequence[str], trained: Sequence[str], fresh: Se
         )
 
 
-def _groups(field: str, text: str, names: Sequence[str]) -> tuple[str, ...]:
-    if text == "all":
+def read_groups(field: str, text: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The groups among `names`, in that order, that a list separated by commas names; 'all' are all.
+
+    Raises:
+      UserError: for another name, with those that there are.
+    """
+    if text.strip() == "all":
         return tuple(names)
     given = [part.strip() for part in text.split(",") if part.strip()]
     for group in given:
