@@ -96,7 +96,7 @@ class Plan:
         """One row per group, as a run prints it."""
         rows = []
         for g in self.groups:
-            state = "trained" if g.trained else "norms trained" if g.trainable else "frozen"
+            state = "frozen" if not g.trainable else "trained" if g.trained else "norms trained"
             rows.append(
                 {
                     "group": g.name,
