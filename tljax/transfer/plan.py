@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flax import traverse_util
 
 from tljax.errors import UserError
@@ -13,6 +14,9 @@ Path = tuple[str, ...]
 
 FROZEN = "frozen"
 """The label of a parameter that does not train."""
+
+RATES = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))
+"""What a learning rate may be: below it a group would be frozen, though the plan says that it trains."""
 
 BN_MODES: dict[str, BatchNormMode] = {
     "train": BatchNormMode(use_batch=True, update=True, train_affine=True),
@@ -164,7 +168,7 @@ def make_plan(
     modes = _modes(bn or "trained:train,frozen:eval", names, trained)
     if not 0 < lr < float("inf"):
         raise UserError(f"optimizer.lr={lr} is not a positive number")
-    if lr_decay <= 0:
+    if not 0 < lr_decay < float("inf"):
         raise UserError(f"optimizer.lr_decay={lr_decay} is not a positive number")
     own_rates = {group: _rate(group, rate) for group, rate in _pairs("optimizer.lr_groups", lr_groups, names)}
     _refuse_fresh_frozen(names, trained, started, allow_fresh_frozen)
@@ -188,7 +192,7 @@ def make_plan(
                 trained=name in trained,
                 trainable=sum(n for p, n in sizes.items() if labels[p] != FROZEN),
                 fresh=name in started,
-                lr=own_rates.get(name, lr * lr_decay**depth),
+                lr=own_rates[name] if name in own_rates else _decayed(lr, lr_decay, depth),
                 weight_decay=weight_decay,
                 bn=modes[name] if name in with_norm else None,
             )
@@ -196,6 +200,12 @@ def make_plan(
     plan = Plan(groups=tuple(reversed(groups)), labels=labels)
     if not plan.trainable:
         raise UserError(f"transfer.train={train!r} trains nothing; name groups among {', '.join(names)}, or all")
+    for g in plan.groups:
+        if g.trainable and not RATES[0] <= g.lr <= RATES[1]:
+            raise UserError(
+                f"{g.name} would train at a rate of {g.lr:g}, which float32 does not hold, by optimizer.lr={lr}, "
+                f"lr_decay={lr_decay}, lr_groups={lr_groups!r}; give it one from {RATES[0]:.0e} to {RATES[1]:.0e}"
+            )
     return plan
 
 
@@ -231,6 +241,13 @@ def _pairs(field: str, text: str, names: Sequence[str]) -> list[tuple[str, str]]
             raise UserError(f"{field}={text!r}: {part!r} is not NAME:VALUE with a name among {', '.join(names)}")
         pairs.append((who, value))
     return pairs
+
+
+def _decayed(lr: float, decay: float, distance: int) -> float:
+    try:
+        return lr * decay**distance
+    except OverflowError:
+        return float("inf")
 
 
 def _rate(group: str, text: str) -> float:
