@@ -13,6 +13,7 @@ from tljax import workdir as folders
 from tljax.checkpoint import saved_variables
 from tljax.clock import total
 from tljax.data.load import Data
+from tljax.evaluation import by_class, calibration
 from tljax.features import discard
 from tljax.losses import score, wilson_interval
 from tljax.report import console as console_lib
@@ -23,7 +24,7 @@ from tljax.steps import join_parts, own_parts
 if TYPE_CHECKING:
     from tljax.train import Trainer
 
-PREDICTIONS = "predictions.npz"
+PREDICTIONS, CALIBRATION = "predictions.npz", "calibration.png"
 SPLITS = {"val": "validation", "test": "test"}
 """Splits that are evaluated at the end, by their names in predictions.npz, and their names in result.json."""
 
@@ -38,32 +39,31 @@ def chosen_row(history: list[dict[str, Any]], select: str = "validation") -> dic
 def finish(trainer: Trainer) -> dict[str, Any]:
     """Tests every member once, at its best epoch, and writes the results.
 
-    A single run leaves result.json, predictions.npz and curves.png in its folder. Each member of a population leaves
-    the same in a folder of its own under `members`, and the population's result.json has a row for each.
+    A single run leaves result.json, predictions.npz, curves.png and calibration.png in its folder. Each member of a
+    population leaves the same in a folder of its own under `members`, and the population's result.json has a row for
+    each.
     """
     x, workdir = trainer.x, trainer.workdir
     trainer.checkpoints.wait()
     restore_best(trainer)
     # What it says of images without a label is for whoever wants to give them one.
     logits = {split: trainer.logits(split) for split in (*SPLITS, "unlabelled") if split in x.data.splits}
+    labels = {split: x.data.labels(split) for split in SPLITS if split in x.data.splits}
     results = []
     for m in range(len(x.members)):
         folder = workdir / "members" / f"{m:03}" if x.population else workdir
-        result = member_result(trainer, m, {split: values[m] for split, values in logits.items()})
+        mine = {split: values[m] for split, values in logits.items()}
+        result = member_result(trainer, m, mine, labels)
         results.append(result)
         if jax.process_index() == 0:
-            write_member(trainer, folder, result, {split: values[m] for split, values in logits.items()})
+            write_member(trainer, folder, result, mine, labels)
     for m, step in enumerate(trainer.diverged):
         if step is not None:
             which = f"member {m:03} ({dict(x.members[m].settings)})" if x.population else "this run"
             words = "went wrong: its loss, gradient or parameters were not finite"
             trainer.console.print(f"step {step + 1:,} of {which} {words}", markup=False)
     if not x.population:
-        for name in SPLITS.values():
-            if (found := results[0][name]) is not None:
-                told = console_lib.percent(found["correct"], found["seen"], found["interval95"])
-                which = f", best epoch {found['best_epoch']}" if name == "validation" else ""
-                trainer.console.print(f"{name} accuracy {told}{which}")
+        console_lib.print_evaluation(trainer.console, results[0])
         final = results[0]
     else:
         final = population_result(trainer, results)
@@ -92,14 +92,19 @@ def restore_best(trainer: Trainer) -> None:
         trainer.state = jax_utils.replicate(state.replace(**join_parts(own, shared)))
 
 
-def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> dict[str, Any]:
+def member_result(
+    trainer: Trainer,
+    m: int,
+    logits: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+) -> dict[str, Any]:
     """What a single run finds, as plain values."""
     x, history = trainer.x, trainer.histories[m]
     best = chosen_row(history, x.config.select)
     result: dict[str, Any] = {"test": None, "validation": None}
     for split, name in SPLITS.items():
         if split in logits:
-            result[name] = score(logits[split], x.data.labels(split), x.plain_loss).as_dict()
+            result[name] = score(logits[split], labels[split], x.plain_loss).as_dict()
     if "unlabelled" in logits:
         result["unlabelled"] = told_of_unlabelled(x.data, logits["unlabelled"])
     if result["validation"] is not None:
@@ -107,7 +112,12 @@ def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> di
         result["validation"] |= {"best_epoch": best["epoch"], "last_epoch": last}
     if x.config.select == "test":
         result["best_by_test"] = best_by_test(history)
+
+    classes = x.data.source.classes
+    calibrated = calibration(logits, labels, chosen=x.config.select != "last")
     return result | {
+        "calibration": {SPLITS[split]: found for split, found in calibrated.items()},
+        "by_class": {SPLITS[split]: by_class(logits[split], known, classes) for split, known in labels.items()},
         "best_step": best["step"],
         "diverged_step": trainer.diverged[m],
         "train": {
@@ -123,7 +133,7 @@ def member_result(trainer: Trainer, m: int, logits: dict[str, np.ndarray]) -> di
         "seconds": trainer.seconds,
         "features": trainer.features,
         "skipped": {"count": len(x.data.skipped), "files": [list(pair) for pair in x.data.skipped]},
-        "classes": list(x.data.source.classes),
+        "classes": list(classes),
         "preprocessing": x.preprocessing,
         "weights": x.origin,
         "plan": [plan.as_rows() for plan in x.plans[m]],
@@ -151,7 +161,13 @@ def best_by_test(history: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_member(trainer: Trainer, folder: Path, result: dict[str, Any], logits: dict[str, np.ndarray]) -> None:
+def write_member(
+    trainer: Trainer,
+    folder: Path,
+    result: dict[str, Any],
+    logits: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+) -> None:
     """The files of a single run, or of one member."""
     data, predictions = trainer.x.data, {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,11 +175,15 @@ def write_member(trainer: Trainer, folder: Path, result: dict[str, Any], logits:
         names = np.array([data.source.names[i] for i in data.splits[split]])
         predictions |= {f"{split}_logits": values, f"{split}_names": names}
         if split in SPLITS:
-            predictions[f"{split}_labels"] = data.labels(split)
+            predictions[f"{split}_labels"] = labels[split]
     folders.write_arrays(folder / PREDICTIONS, **predictions)
     if trainer.x.config.pictures:
         chosen = chosen_row(result["history"], trainer.x.config.select)
         pictures.save_curves(folder / "curves.png", result["history"], chosen)
+        for name in ("test", "validation"):
+            if found := result["calibration"].get(name):
+                pictures.save_reliability(folder / CALIBRATION, name, found)
+                break
     if trainer.x.population:
         folders.write_csv(folder / folders.METRICS, result["history"])
         folders.write_json(folder / folders.RESULT, result)

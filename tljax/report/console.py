@@ -104,3 +104,30 @@ def epoch_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def percent(correct: int, seen: int, interval: Sequence[float]) -> str:
     """'81.5% (380 of 466; 77.8 to 84.8)', the interval being the 95% one."""
     return f"{correct / seen:.1%} ({correct:,} of {seen:,}; {100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
+    """Accuracies of a single run; of the last split how sure it is for how often right, and its lowest classes."""
+    told = [name for name in ("validation", "test") if result[name] is not None]
+    for name in told:
+        found = result[name]
+        which = f", best epoch {found['best_epoch']}" if name == "validation" else ""
+        console.print(f"{name} accuracy {percent(found['correct'], found['seen'], found['interval95'])}{which}")
+    if not told:
+        return
+    if found := result["calibration"][told[-1]]:
+        words = f"{told[-1]} calibration error {found['ece']:.1%} ({found['ece_if_calibrated']['mean']:.1%} by chance)"
+        if scaled := found["scaled"]:
+            words += f", {scaled['ece']:.1%} at {own_or_validations(told[-1])} temperature {scaled['temperature']:.2f}"
+        console.print(words)
+    shares = {name: share for name, share in result["by_class"][told[-1]].items() if share["seen"]}
+    lowest = sorted(shares, key=lambda name: shares[name]["accuracy"])[: min(5, len(shares) // 2)]
+    words = [f"{name} {shares[name]['accuracy']:.0%} ({shares[name]['correct']} of {shares[name]['seen']})"
+             for name in lowest]  # fmt: skip
+    if words:
+        console.print(f"lowest by class, {told[-1]}: {', '.join(words)}", markup=False)
+
+
+def own_or_validations(split: str) -> str:
+    """Whose a temperature is that validation's logits gave."""
+    return "its own" if split == "validation" else "validation's"

@@ -1,4 +1,4 @@
-"""The pictures that every run leaves: one augmented batch, and its curves."""
+"""The pictures that every run leaves: one augmented batch, its curves, and how far its confidence can be believed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no backend to choose, no global state
+
+from tljax.report.console import own_or_validations
 
 COLUMNS = 8
 
@@ -53,6 +55,43 @@ def save_curves(path: Path, history: Sequence[Mapping[str, Any]], best: Mapping[
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def save_reliability(path: Path, split: str, found: Mapping[str, Any]) -> None:
+    """Saves a reliability diagram: how often right by how sure, with 95% intervals, and how many images that is of.
+
+    Args:
+      path: a PNG.
+      split: its name in words.
+      found: of a split, as `evaluation.calibration` has it.
+    """
+    figure = Figure(figsize=(4.8, 5.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    bins, width = [b for b in found["bins"] if b["seen"]], 100 / len(found["bins"])
+    middle, seen = [50 * (b["from"] + b["to"]) for b in bins], [b["seen"] for b in bins]
+    right = 100 * np.array([b["accuracy"] for b in bins])
+    low, high = 100 * np.array([b["interval95"] for b in bins]).T
+    upper.bar(middle, right, width, color="#a5c3de", edgecolor="white", label="accuracy")
+    upper.errorbar(
+        middle, right, (right - low, high - right), fmt="none", ecolor="#224466", elinewidth=1.3, capsize=3,
+        label="95% interval",
+    )  # fmt: skip
+    upper.plot([100 * b["confidence"] for b in bins], right, "D", color="#cc3355", markersize=4.5, label="confidence")
+    upper.plot([0, 100], [0, 100], "--", color="0.2", linewidth=1.3)
+    upper.set(ylim=(0, 104), ylabel="accuracy (%)")
+    figure.legend(*upper.get_legend_handles_labels(), frameon=False, fontsize=10, loc="outside lower center", ncols=3)
+    lower.bar(middle, seen, width, color="0.75", edgecolor="white")
+    for x, count in zip(middle, seen, strict=True):
+        lower.annotate(f"{count:,}", (x, count), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    lower.set(xlim=(0, 100), xlabel="confidence (%)", ylabel="images")
+    lower.margins(y=0.25)
+    title = f"{split}: ECE {found['ece']:.1%} ({found['ece_if_calibrated']['mean']:.1%} by chance)"
+    if scaled := found["scaled"]:
+        title += f"\n{scaled['ece']:.1%} at {own_or_validations(split)} temperature {scaled['temperature']:.2f}"
+    upper.set_title(title, fontsize=11)
+    for ax in (upper, lower):
+        ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
 

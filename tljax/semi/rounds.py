@@ -24,7 +24,7 @@ from tljax.data.labels import PseudoLabels
 from tljax.data.load import Listed, open_data
 from tljax.errors import UserError
 from tljax.experiment import outline
-from tljax.finish import PREDICTIONS
+from tljax.finish import CALIBRATION, PREDICTIONS
 from tljax.report import console as console_lib
 from tljax.report import pictures
 from tljax.semi import labelling
@@ -92,6 +92,8 @@ def run(
         final = joined(config, results, rounds)
         if first:
             shutil.copyfile(workdir / f"round-{config.semi.rounds}" / PREDICTIONS, workdir / PREDICTIONS)
+            if (drawn := workdir / f"round-{config.semi.rounds}" / CALIBRATION).exists():
+                shutil.copyfile(drawn, workdir / CALIBRATION)
             if config.pictures:
                 row = next(row for row in final["history"] if row["step"] == final["best_step"])
                 pictures.save_curves(workdir / "curves.png", final["history"], row)

@@ -1,0 +1,146 @@
+"""How sure a network is for how often it is right, and how right by class."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny
+from tljax import train
+from tljax.evaluation import BINS, by_class, calibration, reliability
+from tljax.losses import wilson_interval
+from tljax.report import pictures
+from tljax.report.console import make_console
+
+QUIET = make_console(quiet=True)
+
+
+def logits_of(confidence):
+    """Of two classes, the first with these probabilities."""
+    confidence = np.asarray(confidence)
+    return np.log(np.stack([confidence, 1 - confidence], axis=1))
+
+
+def drawn(count, scale, seed=0):
+    """Logits that are `scale` times as sure as the chances that their labels are drawn with."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, 4)) * 2
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return scale * logits, (chances.cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
+
+
+def test_the_error_is_that_of_a_sum_by_hand():
+    """Guo et al. 2017, eq. 3: two bins, the second one right by half; the edge of a bin belongs to the one below."""
+    found = reliability(logits_of([0.62, 0.64, 0.81, 0.85, 0.83, 0.84]), np.array([0, 1, 0, 1, 0, 1]))
+    assert found["ece"] == pytest.approx(2 / 6 * abs(0.5 - 0.63) + 4 / 6 * abs(0.5 - 0.8325))
+    seen = {round(b["from"], 3): (b["seen"], b["correct"]) for b in found["bins"] if b["seen"]}
+    assert seen == {0.6: (2, 1), 0.8: (4, 2)}
+    assert found["bins"][12]["confidence"] == pytest.approx(0.8325)
+    assert found["bins"][12]["interval95"] == list(wilson_interval(2, 4))
+    assert len(found["bins"]) == BINS and found["bins"][0]["accuracy"] is None
+    edge = reliability(np.zeros((3, 5)), np.zeros(3, int))  # sure by 1/5 = 3/15
+    assert edge["bins"][2]["seen"] == 3 and edge["ece"] == pytest.approx(0.8)
+
+
+def test_one_logit_is_two_logits_of_which_one_is_zero():
+    logits = np.random.default_rng(0).normal(size=(300, 1)) * 3
+    labels = np.random.default_rng(1).integers(0, 2, 300)
+    both = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    one, two = (
+        calibration({"val": x, "test": x}, {"val": labels, "test": labels}, chosen=True) for x in (logits, both)
+    )
+    assert one == two
+    assert by_class(logits, labels, ("a", "b")) == by_class(both, labels, ("a", "b"))
+
+
+def test_who_is_calibrated_is_within_chance_and_who_is_too_sure_is_not():
+    ends = [reliability(*drawn(400, 1.0, seed)) for seed in range(40)]
+    assert sum(one["ece"] <= one["ece_if_calibrated"]["upper"] for one in ends) >= 36
+    assert np.mean([one["ece"] for one in ends]) == pytest.approx(
+        np.mean([one["ece_if_calibrated"]["mean"] for one in ends]), rel=0.15
+    )
+    sure = reliability(*drawn(400, 3.0))
+    assert sure["ece"] > 2 * sure["ece_if_calibrated"]["upper"]
+
+
+def test_the_temperature_is_validations_and_mends_the_test():
+    (val, known), (test, labels) = drawn(3000, 3.0, 1), drawn(3000, 3.0, 2)
+    found = calibration({"val": val, "test": test}, {"val": known, "test": labels}, chosen=True)
+    scaled = found["test"]["scaled"]
+    assert scaled["temperature"] == found["val"]["scaled"]["temperature"] == pytest.approx(3.0, abs=0.25)
+    assert scaled["fit_on"] == "validation, which also chose the epoch"
+    assert scaled["ece"] < 0.03 < 0.1 < found["test"]["ece"]
+    other = np.random.default_rng(0).permutation(labels)
+    again = calibration({"val": val, "test": test}, {"val": known, "test": other}, chosen=False)
+    assert again["val"]["scaled"] | {"fit_on": ""} == found["val"]["scaled"] | {"fit_on": ""}
+    assert again["test"]["scaled"]["temperature"] == scaled["temperature"]
+    assert calibration({"test": test}, {"test": labels}, chosen=True)["test"]["scaled"] is None
+
+
+def test_logits_that_are_not_finite_have_no_calibration():
+    logits, labels = drawn(50, 1.0)
+    wild = logits.copy()
+    wild[3, 1] = np.inf
+    found = calibration({"val": wild, "test": logits}, {"val": labels, "test": labels}, chosen=True)
+    assert found["val"] is None and found["test"]["scaled"] is None
+    found = calibration({"val": logits, "test": wild * np.nan}, {"val": labels, "test": labels}, chosen=True)
+    assert found["test"] is None and found["val"]["scaled"]
+    huge = calibration({"val": logits * 1e37}, {"val": labels}, chosen=True)
+    assert np.isfinite(huge["val"]["ece"])
+
+
+def test_by_class_counts_each_true_class():
+    logits = np.eye(3)[[0, 0, 1, 2, 2, 0]]
+    found = by_class(logits, np.array([0, 0, 0, 2, 2, 2]), ("x", "y", "z"))
+    assert {name: (one["correct"], one["seen"]) for name, one in found.items()} == {
+        "x": (2, 3),
+        "y": (0, 0),
+        "z": (2, 3),
+    }
+    assert found["y"]["accuracy"] is None and found["x"]["interval95"] == list(wilson_interval(2, 3))
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_the_diagram_of_a_network_that_is_always_right_or_wrong_is_drawn(tmp_path, right):
+    labels = np.full(7, 1 - right)
+    pictures.save_reliability(tmp_path / "a.png", "test", reliability(logits_of([0.9] * 7), labels) | {"scaled": None})
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > 400
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+def test_a_run_tells_of_both_splits_and_draws_the_test(folder, tmp_path, capsys):
+    result = train.run(tiny.make_config(folder, epochs=1), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["calibration"] == result["calibration"]
+    for split in ("validation", "test"):
+        assert sum(b["correct"] for b in result["calibration"][split]["bins"]) == result[split]["correct"]
+        assert sum(one["correct"] for one in result["by_class"][split].values()) == result[split]["correct"]
+        assert [one["seen"] for one in result["by_class"][split].values()] == [6, 6, 6]
+    assert (tmp_path / "run" / "calibration.png").exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("test calibration error") for line in lines) == 1
+    assert sum(line.startswith("lowest by class, test: ") for line in lines) == 1
+
+
+def test_a_run_whose_training_diverged_ends(folder, tmp_path):
+    config = tiny.make_config(folder, epochs=2, optimizer__lr=1e30, optimizer__name="sgd")
+    result = train.run(config, tmp_path / "run", console=QUIET)
+    assert not np.isfinite(np.load(tmp_path / "run" / "predictions.npz")["test_logits"]).all()
+    assert result["calibration"] == {"validation": None, "test": None}
+    assert (tmp_path / "run" / "result.json").exists() and not (tmp_path / "run" / "calibration.png").exists()
+    assert sum(one["seen"] for one in result["by_class"]["test"].values()) == result["test"]["seen"]
+
+
+def test_members_have_their_own_and_the_table_stays_short(folder, tmp_path, capsys):
+    result = train.run(tiny.make_config(folder, epochs=1, population__lr=(1e-3, 1e-2)), tmp_path / "run")
+    assert "calibration error" not in capsys.readouterr().out
+    assert "calibration" not in result and "bins" not in json.dumps(result["members"])
+    for m in range(2):
+        own = json.loads((tmp_path / "run" / "members" / f"{m:03}" / "result.json").read_text())
+        assert sum(b["correct"] for b in own["calibration"]["test"]["bins"]) == result["members"][m]["test"]["correct"]
+        assert (tmp_path / "run" / "members" / f"{m:03}" / "calibration.png").exists()
