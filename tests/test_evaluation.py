@@ -140,7 +140,9 @@ def test_members_have_their_own_and_the_table_stays_short(folder, tmp_path, caps
     result = train.run(tiny.make_config(folder, epochs=1, population__lr=(1e-3, 1e-2)), tmp_path / "run")
     assert "calibration error" not in capsys.readouterr().out
     assert "calibration" not in result and "bins" not in json.dumps(result["members"])
+    assert "without" not in result["duplicates"] and result["duplicates"]["test"]["train"]["images"] == 18
     for m in range(2):
         own = json.loads((tmp_path / "run" / "members" / f"{m:03}" / "result.json").read_text())
         assert sum(b["correct"] for b in own["calibration"]["test"]["bins"]) == result["members"][m]["test"]["correct"]
+        assert own["duplicates"] == result["duplicates"] | {"without": {"validation": None, "test": None}}
         assert (tmp_path / "run" / "members" / f"{m:03}" / "calibration.png").exists()

@@ -12,6 +12,8 @@ from flax import jax_utils
 from tljax import workdir as folders
 from tljax.checkpoint import saved_variables
 from tljax.clock import total
+from tljax.data import duplicates
+from tljax.data.duplicates import Copies
 from tljax.data.load import Data
 from tljax.evaluation import by_class, calibration
 from tljax.features import discard
@@ -49,11 +51,14 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     # What it says of images without a label is for whoever wants to give them one.
     logits = {split: trainer.logits(split) for split in (*SPLITS, "unlabelled") if split in x.data.splits}
     labels = {split: x.data.labels(split) for split in SPLITS if split in x.data.splits}
+    twice = duplicates.find(x.data)
+    told = twice.as_dict(x.data.source.names)
     results = []
     for m in range(len(x.members)):
         folder = workdir / "members" / f"{m:03}" if x.population else workdir
         mine = {split: values[m] for split, values in logits.items()}
-        result = member_result(trainer, m, mine, labels)
+        result = member_result(trainer, m, mine, labels, twice.copies)
+        result["duplicates"] |= told
         results.append(result)
         if jax.process_index() == 0:
             write_member(trainer, folder, result, mine, labels)
@@ -67,6 +72,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         final = results[0]
     else:
         final = population_result(trainer, results)
+    console_lib.print_duplicates(trainer.console, final["duplicates"])
     if jax.process_index() == 0:
         folders.write_json(workdir / folders.RESULT, final)
         discard(workdir)
@@ -97,6 +103,7 @@ def member_result(
     m: int,
     logits: dict[str, np.ndarray],
     labels: dict[str, np.ndarray],
+    copies: dict[str, dict[str, Copies]],
 ) -> dict[str, Any]:
     """What a single run finds, as plain values."""
     x, history = trainer.x, trainer.histories[m]
@@ -113,11 +120,17 @@ def member_result(
     if x.config.select == "test":
         result["best_by_test"] = best_by_test(history)
 
+    def without(split: str, found: Copies) -> dict[str, Any] | None:
+        rest = ~found.any
+        own = logits[split][rest], labels[split][rest]
+        return score(*own, x.plain_loss).as_dict() if found.any.any() and rest.any() else None
+
     classes = x.data.source.classes
     calibrated = calibration(logits, labels, chosen=x.config.select != "last")
     return result | {
         "calibration": {SPLITS[split]: found for split, found in calibrated.items()},
         "by_class": {SPLITS[split]: by_class(logits[split], known, classes) for split, known in labels.items()},
+        "duplicates": {"without": {SPLITS[split]: without(split, found["train"]) for split, found in copies.items()}},
         "best_step": best["step"],
         "diverged_step": trainer.diverged[m],
         "train": {
@@ -218,4 +231,8 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
     )
     alike = ("train", "features", "skipped", "classes", "preprocessing", "weights", "versions", "device")
     common = {name: results[0][name] for name in alike}
-    return {"members": rows, "best_member": best, "seconds": trainer.seconds, **common, "config": x.config.to_dict()}
+    twice = {name: told for name, told in results[0]["duplicates"].items() if name != "without"}
+    return {
+        "members": rows, "best_member": best, "seconds": trainer.seconds, **common, "duplicates": twice,
+        "config": x.config.to_dict(),
+    }  # fmt: skip

@@ -131,3 +131,20 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
 def own_or_validations(split: str) -> str:
     """Whose a temperature is that validation's logits gave."""
     return "its own" if split == "validation" else "validation's"
+
+
+def print_duplicates(console: Console, told: Mapping[str, Any]) -> None:
+    """A line for each kind of images that occur in two splits, and for training images with two labels."""
+    for split, among in ((name, told[name]) for name in ("validation", "test") if name in told):
+        for other, found in among.items():
+            if not (count := found["exact"] + found["near"]):
+                continue
+            example = found["examples"][0]
+            words = f"{count:,} of {found['images']:,} {split} images are in {other}, too ({found['exact']:,} with the "
+            words += f"same pixels, {found['near']:,} nearly), such as {example[0]!r} as {example[1]!r}"
+            if other == "train" and (rest := told.get("without", {}).get(split)):
+                words += f"; accuracy without them {percent(rest['correct'], rest['seen'], rest['interval95'])}"
+            console.print(words, markup=False)
+    if names := told["contradictions_in_train"]:
+        console.print(f"{len(names):,} training images have the pixels of one with another label, such as {names[0]!r}",
+                      markup=False)  # fmt: skip
