@@ -48,9 +48,9 @@ def make_config(folder: Path, **overrides: Any) -> Any:
     return config
 
 
-def permute_hidden_labels(monkeypatch: Any, config: Any) -> None:
-    """From now on the unlabelled images of a config have each other's labels."""
-    hidden, open_source = load.open_data(config.data, seed=config.seed).splits["unlabelled"], load.open_source
+def permute_labels(monkeypatch: Any, config: Any, split: str) -> None:
+    """From now on the images of a split have each other's labels; that it is drawn without labels is the config's."""
+    hidden, open_source = load.open_data(config.data, seed=config.seed).splits[split], load.open_source
 
     def permuted(*args: Any, **options: Any) -> Any:
         source = open_source(*args, **options)
@@ -60,6 +60,7 @@ def permute_hidden_labels(monkeypatch: Any, config: Any) -> None:
         return dataclasses.replace(source, labels=changed)
 
     monkeypatch.setattr(load, "open_source", permuted)
+    assert np.array_equal(load.open_data(config.data, seed=config.seed).splits[split], hidden)
 
 
 def interrupted_after(config: Any, workdir: Path, steps: int, monkeypatch: Any) -> None:

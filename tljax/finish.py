@@ -50,7 +50,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     restore_best(trainer)
     # What it says of images without a label is for whoever wants to give them one.
     logits = {split: trainer.logits(split) for split in (*SPLITS, "unlabelled") if split in x.data.splits}
-    labels = {split: x.data.labels(split) for split in SPLITS if split in x.data.splits}
+    labels = {split: x.data.labels(split, "the final test") for split in SPLITS if split in x.data.splits}
     twice = duplicates.find(x.data)
     told = twice.as_dict(x.data.source.names)
     results = []
@@ -131,6 +131,7 @@ def member_result(
         "calibration": {SPLITS[split]: found for split, found in calibrated.items()},
         "by_class": {SPLITS[split]: by_class(logits[split], known, classes) for split, known in labels.items()},
         "duplicates": {"without": {SPLITS[split]: without(split, found["train"]) for split, found in copies.items()}},
+        "test_labels": x.data.sealed.as_dict(),
         "best_step": best["step"],
         "diverged_step": trainer.diverged[m],
         "train": {
@@ -229,7 +230,7 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
             for m, row in enumerate(rows)
         ],
     )
-    alike = ("train", "features", "skipped", "classes", "preprocessing", "weights", "versions", "device")
+    alike = ("train", "features", "skipped", "classes", "preprocessing", "weights", "versions", "device", "test_labels")
     common = {name: results[0][name] for name in alike}
     twice = {name: told for name, told in results[0]["duplicates"].items() if name != "without"}
     return {

@@ -222,7 +222,7 @@ def test_hidden_labels_change_nothing(folder, tmp_path, monkeypatch):
     """With the labels of unlabelled images permuted, a run gives the same numbers."""
     config = tiny.make_config(folder, data__labels="25%", data__stratify=False, epochs=2)
     first = train.run(config, tmp_path / "a", console=QUIET)
-    tiny.permute_hidden_labels(monkeypatch, config)
+    tiny.permute_labels(monkeypatch, config, "unlabelled")
     second = train.run(config, tmp_path / "b", console=QUIET)
     assert first["history"] == second["history"] and first["test"] == second["test"]
     for a, b in zip(*(np.load(tmp_path / x / "predictions.npz").values() for x in "ab"), strict=True):

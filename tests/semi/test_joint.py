@@ -41,7 +41,7 @@ def test_each_method_runs_tells_and_never_sees_hidden_labels(folder, tmp_path, m
     for row in first["history"]:
         assert 0 <= row["right"] <= row["given"] <= 27
     assert first["unlabelled"]["unlabelled"] == first["unlabelled"]["given"] == 27
-    tiny.permute_hidden_labels(monkeypatch, config)
+    tiny.permute_labels(monkeypatch, config, "unlabelled")
     second = train.run(config, tmp_path / "b", console=QUIET)
     step = saved_steps(tmp_path / "a")[-1]
     for a, b in zip(*(flat(saved_variables(tmp_path / x, step)) for x in "ab"), strict=True):

@@ -1,9 +1,11 @@
-"""Which training images keep their labels, and labels that were made up for the others."""
+"""Which training images keep their labels, labels that were made up for the others, and the test's, kept apart."""
 
+import collections
 import dataclasses
 import re
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,24 @@ HIDDEN = -1
 """The label of an image whose own is out of reach."""
 
 _LABELS = 3  # a stream apart from those of the splits
+
+
+class Sealed:
+    """The labels of the test, which are nowhere else; each reading is counted, by its reason."""
+
+    def __init__(self, labels: np.ndarray, split: str):
+        """Takes labels by index in the source, and in words what the split knew of them."""
+        self._labels, self.split = labels, split
+        self.reads: collections.Counter[str] = collections.Counter()
+
+    def read(self, images: np.ndarray, why: str) -> np.ndarray:
+        """Labels of test images, indices into the source."""
+        self.reads[why] += 1
+        return self._labels[images]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For result.json."""
+        return {"read": self.reads.total(), "by": dict(self.reads), "split": self.split}
 
 
 def cut_labels(

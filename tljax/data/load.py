@@ -27,17 +27,19 @@ class Listed:
     """What a run trains and is tested on, before an image is read.
 
     Attributes:
-      source: the images; labels that are out of reach are `labels.HIDDEN`.
+      source: the images; labels that are out of reach, and those of the test, are `labels.HIDDEN`.
       splits: indices into it. Where some training images have no label, `unlabelled` are all of those, and `train` the
         labelled ones and those that were given a pseudo-label.
       targets: what training takes for labels, by index: int32 `[N]`, or probabilities, float32 `[N, classes]`.
-      truth: the labels that the source has, int32 `[N]`. For analysis after the fact, nothing else.
+      truth: the labels that the source has but for the test's, int32 `[N]`. For analysis after the fact, nothing else.
+      sealed: the labels of the test.
     """
 
     source: Source
     splits: dict[str, np.ndarray]
     targets: np.ndarray
     truth: np.ndarray
+    sealed: labels.Sealed
 
     @property
     def pool(self) -> np.ndarray:
@@ -58,15 +60,17 @@ class Data(Listed):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of which images, by name and target, are in which split."""
+        """A digest of which images, by name and target, are in which split; of the test by name alone."""
         digest = hashlib.sha256(repr(self.source.classes).encode())
         for split, members in sorted(self.splits.items()):
             named = [(self.source.names[i], self.targets[i].tolist()) for i in members]
             digest.update(repr((split, named)).encode())
         return digest.hexdigest()
 
-    def labels(self, split: str) -> np.ndarray:
-        return self.source.labels[self.splits[split]]
+    def labels(self, split: str, why: str = "") -> np.ndarray:
+        """Of the images of a split. The test's are read for a reason, which result.json tells."""
+        images = self.splits[split]
+        return self.sealed.read(images, why) if split == "test" else self.source.labels[images]
 
 
 def open_source(spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0) -> Source:
@@ -127,7 +131,10 @@ def open_data(config: Any, *, seed: int) -> Listed:
     )
     if config.pseudo and config.labels == "all":
         raise UserError(f"data.pseudo={config.pseudo} has labels for unlabelled images, but data.labels=all")
-    truth = targets = source.labels
+    test = splits.get("test", np.empty(0, np.int64))
+    sealed, truth = labels.Sealed(source.labels, known_to_split(split, stratify=config.stratify)), source.labels.copy()
+    truth[test] = labels.HIDDEN
+    source, targets = dataclasses.replace(source, labels=truth), truth
     if config.labels != "all":
         own = seed if config.labels_seed is None else config.labels_seed
         labelled, unlabelled = labels.cut_labels(
@@ -140,7 +147,14 @@ def open_data(config: Any, *, seed: int) -> Listed:
         if config.pseudo:
             pseudo = labels.PseudoLabels.load(Path(config.pseudo))
             splits["train"], targets = labels.give(source, labelled, unlabelled, pseudo)
-    return Listed(source, splits, targets, truth)
+    return Listed(source, splits, targets, truth, sealed)
+
+
+def known_to_split(split: str, *, stratify: bool) -> str:
+    """What drawing a test knew of labels."""
+    if split == "official" or split.startswith("kfold:"):
+        return "the source's own"
+    return "drawn class by class, knowing every image's class" if stratify else "drawn without labels"
 
 
 def decode_data(
@@ -186,4 +200,4 @@ def decode_data(
     key = f"{source.spec} {pixels_lib.key_of(source, wanted, resize, boxes)}" if is_sharing() else ""
     decoded = shared(key, decode)
     splits = pixels_lib.drop(listed.splits, decoded)
-    return Data(source, splits, listed.targets, listed.truth, decoded)
+    return Data(source, splits, listed.targets, listed.truth, listed.sealed, decoded)

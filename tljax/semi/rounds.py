@@ -4,6 +4,7 @@ A round is an ordinary run in a folder of its own, `round-0` the first teacher's
 and a round that was interrupted goes on like any run.
 """
 
+import collections
 import contextlib
 import functools
 import shutil
@@ -87,7 +88,8 @@ def run(
                 claim()
             together(f"round {number} is done")
             results.append(result)
-            rounds.append(record_of(number, result, given, passed_on(workdir, number) if number else None))
+            passed = passed_on(workdir, number) if number and result["test"] else None
+            rounds.append(record_of(number, result, given, passed))
         print_rounds(console, rounds)
         final = joined(config, results, rounds)
         if first:
@@ -131,7 +133,7 @@ def read_round(folder: Path) -> Record | None:
     """What a finished round found; None for one that is not finished."""
     result = folders.read_result(folder)
     if result is not None and (
-        lost := {"history", "train", "validation", "test", "best_step", "seconds"} - result.keys()
+        lost := {"history", "train", "validation", "test", "test_labels", "best_step", "seconds"} - result.keys()
     ):
         raise UserError(f"{folder / folders.RESULT} is damaged: it has no {sorted(lost)[0]}; remove it, and the round "
                         "ends once more")  # fmt: skip
@@ -225,6 +227,9 @@ def joined(config: Any, results: list[Record], rounds: list[Record]) -> Record:
         ]
         epoch, step = history[-1]["epoch"], history[-1]["step"]
     last = results[-1]
+    reads = sum((collections.Counter(result["test_labels"]["by"]) for result in results), collections.Counter())
+    if last["test"] is not None:
+        reads["what students made of their teachers' mistakes, after their tests"] = len(rounds) - 1
     validation = last["validation"] and last["validation"] | {
         "best_epoch": last["validation"]["best_epoch"] + before[0]
     }
@@ -233,6 +238,7 @@ def joined(config: Any, results: list[Record], rounds: list[Record]) -> Record:
         "best_step": last["best_step"] + before[1],
         "history": history,
         "rounds": rounds,
+        "test_labels": last["test_labels"] | {"read": reads.total(), "by": dict(reads)},
         "seconds": sum(result["seconds"] for result in results),
         "config": config.to_dict(),
     }
@@ -255,6 +261,6 @@ def print_rounds(console: Console, rounds: list[Record]) -> None:
         }
 
     console_lib.print_table(console, "Rounds", [row(one) for one in rounds])
-    for one in rounds[1:]:
+    for one in rounds[1:] if rounds[-1]["teacher"] else ():
         words = "of its teacher's {mistakes:,} mistakes on the test images {repeated:,} repeated, {mended:,} mended"
         console.print(f"student {one['round']}: {words}; {{new:,}} new".format(**one["teacher"]))
