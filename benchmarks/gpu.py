@@ -5,8 +5,9 @@
 
 Needs jax, flax and optax; for the peer torch, and torchvision or timm. Two steps per network: `all` trains everything
 with batch norm in train mode, `last_stage` trains layer4 and the head over a frozen rest in eval mode. Each row has a
-process of its own, so that no peak of memory and no cache is another's. FLOPs are the step's as written, counted by XLA
-before it optimises; the peer is held to the same count.
+process of its own, so that no peak of memory and no cache is another's. The row `deterministic` is ours again under
+`deterministic=True`; what it takes longer than the row `tljax` is the price of the same bits every time. FLOPs are the
+step's as written, counted by XLA before it optimises; the other rows are held to the count of the first.
 """
 
 import argparse
@@ -113,8 +114,12 @@ def timed(step: Callable[[], Any], wait: Callable[[], Any], steps: int) -> tuple
     return first, statistics.median(block(steps) for _ in range(BLOCKS)) / steps
 
 
-def our_row(arch: str, plan: str, batch: int, steps: int, dtype: str) -> Row:
+def our_row(arch: str, plan: str, batch: int, steps: int, dtype: str, deterministic: bool) -> Row:
     """Measures this repository on the first device."""
+    from tljax.machine import make_deterministic
+
+    if deterministic:
+        make_deterministic()
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # the first step is to show what compiling costs
@@ -130,7 +135,8 @@ def our_row(arch: str, plan: str, batch: int, steps: int, dtype: str) -> Row:
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")  # a CPU has no such statistics
     loss = float(metrics["loss"]) / batch
     flops = flops_of(step, state, data, key)  # last: tracing belongs to the first step
-    return row("tljax", device.device_kind, f"jax {jax.__version__}", first, seconds, memory, loss) | {"flops": flops}
+    side = "deterministic" if deterministic else "tljax"
+    return row(side, device.device_kind, f"jax {jax.__version__}", first, seconds, memory, loss) | {"flops": flops}
 
 
 def peer_row(arch: str, plan: str, batch: int, steps: int, dtype: str, compiled: bool) -> Row:
@@ -212,9 +218,10 @@ def measured(args: argparse.Namespace, peers: tuple[bool, ...]) -> Iterator[Row]
         for plan in PLANS:
             what = (arch, plan, args.batch, args.steps, args.dtype)
             flops = None
-            for function, more in [(our_row, ()), *((peer_row, (compiled,)) for compiled in peers)]:
+            ours = [(our_row, (deterministic,)) for deterministic in (False, True)]
+            for function, more in [*ours, *((peer_row, (compiled,)) for compiled in peers)]:
                 found = {"model": arch, "plan": plan} | in_a_process(function, *what, *more)
-                flops = found.get("flops", flops)
+                flops = flops or found.get("flops")
                 yield found if "error" in found else found | rates(found, flops, args)
 
 

@@ -17,6 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # parts that a batch is cut into to save memory; one update all the same
     config.cross_replica_bn = False  # batch statistics over all devices instead of each device's own
 
+    config.deterministic = False  # the same bits from run to run on a GPU too, at a price; on a CPU they are so anyway
+
     # A loss, gradient or parameter that is not finite ends a run. False, and in a population: it is told at the end.
     config.stop_at_nan = True
     config.pictures = True  # draw augmented.png, curves.png and calibration.png

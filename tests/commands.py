@@ -4,15 +4,27 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(config: str, workdir: Path, overrides: dict[str, Any], *flags: str) -> list[str]:
     """The command line; overrides by dotted name."""
     values = [f"--config.{name}={value}" for name, value in overrides.items()]
     return [sys.executable, "-m", "tljax.main", "--config", config, "--workdir", str(workdir), *flags, *values]
+
+
+def start(config: str, workdir: Path, overrides: dict[str, Any], *flags: str, devices: int = 1, cwd: Path = ROOT,
+          **more: str) -> subprocess.Popen[str]:  # fmt: skip
+    """Starts a command, in a folder that relative paths begin at."""
+    return subprocess.Popen(
+        command(str(ROOT / config), workdir, overrides, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=environment(devices=devices, PYTHONPATH=str(ROOT), **more), cwd=cwd,
+    )  # fmt: skip
 
 
 def environment(*, devices: int = 1, **more: str) -> dict[str, str]:
@@ -29,23 +41,35 @@ def run(config: str, workdir: Path, overrides: dict[str, Any], *, devices: int =
     )  # fmt: skip
 
 
-def run_processes(config: str, workdir: Path, overrides: dict[str, Any], *, processes: int, devices: int = 1,
-                  timeout: float = 600) -> Sequence[tuple[int, str, str]]:  # fmt: skip
-    """Runs one command as several processes on this machine; (exit status, stdout, stderr) of each."""
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    running = [
-        subprocess.Popen(
-            command(config, workdir, overrides, "--coordinator", f"127.0.0.1:{port}", "--processes", str(processes),
-                    "--process", str(i)),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(devices=devices),
-        )
+        return s.getsockname()[1]
+
+
+def start_processes(config: str, workdir: Path, overrides: dict[str, Any], *, processes: int, devices: int = 1,
+                    own: dict[int, dict[str, Any]] | None = None,
+                    cwd: dict[int, Path] | None = None) -> list[subprocess.Popen[str]]:  # fmt: skip
+    """Starts one command as several processes on this machine; `own` has overrides, `cwd` folders of single ones."""
+    address, several = f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}"
+    return [
+        start(config, workdir, overrides | (own or {}).get(i, {}), address, several, f"--process={i}", devices=devices,
+              cwd=(cwd or {}).get(i, ROOT))
         for i in range(processes)
     ]  # fmt: skip
+
+
+def ends(running: Sequence[subprocess.Popen[str]], *, timeout: float = 300) -> list[tuple[int, str, str]]:
+    """(exit status, stdout, stderr) of processes, all of which end within `timeout` seconds or are killed."""
+    until = time.monotonic() + timeout
     try:
-        outputs = [process.communicate(timeout=timeout) for process in running]
+        outputs = [process.communicate(timeout=max(0.1, until - time.monotonic())) for process in running]
     finally:
         for process in running:
             process.kill()
     return [(p.returncode, *out) for p, out in zip(running, outputs, strict=True)]
+
+
+def run_processes(config: str, workdir: Path, overrides: dict[str, Any], **options: Any) -> list[tuple[int, str, str]]:
+    """Runs one command as several processes; (exit status, stdout, stderr) of each."""
+    return ends(start_processes(config, workdir, overrides, **options))

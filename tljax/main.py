@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 
 from tljax.command_line import exit_status, parse
 from tljax.errors import UserError
-from tljax.machine import tune_cpu
+from tljax.machine import make_deterministic, tune_cpu
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
@@ -63,6 +63,8 @@ def hide_closed_loops(told: "sys.UnraisableHookArgs") -> None:
 def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     config, path = parse(argv, values, default=DEFAULT)
     tune_cpu()
+    if config.deterministic:
+        make_deterministic()
     import jax  # after the flags: a mistake is answered at once
 
     from tljax import demo, runs

@@ -29,6 +29,7 @@ from tljax.feed import Feed, endless, run_over, steps_ahead
 from tljax.finish import chosen_row, finish
 from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
+from tljax.machine import is_deterministic
 from tljax.memory import guarded
 from tljax.report import console as console_lib
 from tljax.semi.feed import JointFeed
@@ -76,6 +77,8 @@ def run(
     first = jax.process_index() == 0
     console = console or console_lib.make_console(quiet=not first)
     check(config, look_at_test=look_at_test)
+    if config.deterministic and jax.default_backend() == "gpu" and not is_deterministic():
+        raise UserError("deterministic=True comes too late here; set XLA_FLAGS=--xla_gpu_deterministic_ops=true")
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
     experiment, variables = prepare(config, decoded or workdir, console)
     phases, plans = experiment.phases[0], experiment.plans[0]

@@ -128,6 +128,18 @@ def test_max_pool_by_slices_is_xlas_own_with_its_gradient_also_among_equal_value
     np.testing.assert_array_equal(mapped, expected)
 
 
+def test_a_gpu_scatters_nothing_behind_a_max_pool_where_it_is_to_be_deterministic(monkeypatch):
+    def backward():
+        x = jnp.zeros((1, 8, 8, 2))
+        return str(jax.make_jaxpr(jax.grad(lambda x: max_pool(x, padding=1).sum()))(x))
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # there is none here
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert "scatter" in backward()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    assert "scatter" not in backward()
+
+
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "height", "width"),
     [(7, 2, 3, 23, 20), (3, 1, 1, 7, 8), (3, 2, 1, 8, 7), (3, 2, 0, 9, 10), (1, 1, 0, 5, 5), (1, 2, 0, 7, 8)],

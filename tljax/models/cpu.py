@@ -1,4 +1,5 @@
-"""The same numbers in a form that XLA's CPU backend is fast at. `layers.py` alone calls this.
+"""The same numbers in a form that XLA's CPU backend is fast at, and, of max pooling, that a GPU repeats bit for bit.
+`layers.py` alone calls this.
 
 What was tried, and what it gave, stands in docs/cpu.md.
 """

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tljax.machine import is_deterministic
 from tljax.models import cpu
 
 Padding = int | Literal["same"]
@@ -224,6 +225,6 @@ def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: Padding
     else:
         over = [-(size + 2 * padding - window) % stride if ceil else 0 for size in x.shape[1:3]]
         sides = [(padding, padding + more) for more in over]
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" or is_deterministic():  # XLA's own scatters backward, then value by value
         return cpu.max_pool(x, window, stride, tuple(sides))
     return nn.max_pool(x, (window, window), (stride, stride), sides)

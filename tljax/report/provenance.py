@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from tljax.machine import is_deterministic
+
 PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 
@@ -21,6 +23,7 @@ def device() -> dict[str, Any]:
         "kind": jax.devices()[0].device_kind,
         "count": jax.device_count(),
         "processes": jax.process_count(),
+        "deterministic": jax.default_backend() != "gpu" or is_deterministic(),
         "machine": platform.machine(),
         "system": platform.system(),
     }

@@ -1,0 +1,77 @@
+"""Whether two runs found the same, bit for bit.
+
+Of a folder everything counts that says what was computed: checkpoints with optimizer state and record, metrics.csv,
+predictions, labels given to images, result.json. Times do not, nor where things were kept meanwhile.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tljax.workdir import FREE
+
+TIMES = {"seconds", "images_per_second", "waited_for_input", "first_step_seconds", "first_step", "validation_seconds",
+         "clocks"}  # fmt: skip
+WHERE = {"in", *(f"config.{name}" for name in FREE)}
+
+
+def check_same(ours: Path, theirs: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Asserts that two finished runs agree in every bit that counts; `but` are more names that may differ, such as
+    `config.data.source` or all of `device`."""
+    mine, others = (files(root) for root in (ours, theirs))
+    assert mine.keys() == others.keys()
+    for name in mine:
+        mine_of, others_of = (contents(found[name], but) for found in (mine, others))
+        assert mine_of.keys() == others_of.keys(), name
+        for key in mine_of:
+            assert mine_of[key] == others_of[key], f"{name}: {key}"
+
+
+def files(root: Path) -> dict[str, Path]:
+    """What counts in a run's folder, rounds and members included, by its name there."""
+    names = ("metrics.csv", "predictions.npz", "labels-*.npz", "result.json", "checkpoints/*")
+    found = [path for name in names for path in root.rglob(name)]
+    assert any(path.parent.name == "checkpoints" for path in found), f"{root} holds no run"
+    return {str(path.relative_to(root)): path for path in found}
+
+
+def contents(path: Path, but: tuple[str, ...]) -> dict[str, Any]:
+    """The parts of a file or checkpoint, by name, so that they can be compared with ==."""
+    if path.suffix == ".csv":
+        return {"text": path.read_text()}
+    if path.suffix == ".json":
+        return plain(json.loads(path.read_text()), but)
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return {name: bits(array) for name, array in arrays.items()}
+    state = ocp.PyTreeCheckpointer().restore(path / "state")
+    record = json.loads((path / "record" / "metadata").read_text())
+    return {name: bits(leaf) for name, leaf in leaves(state).items()} | plain(record, but)
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def bits(array: Any) -> tuple[str, tuple[int, ...], bytes]:
+    array = np.asarray(array)
+    return str(array.dtype), array.shape, array.tobytes()
+
+
+def plain(value: Any, but: tuple[str, ...], name: str = "") -> dict[str, Any]:
+    """Nested values by dotted name, without what may differ."""
+    last = name.rpartition(".")[2]
+    if last in TIMES or name in WHERE or last in WHERE or any(name == b or name.startswith(f"{b}.") for b in but):
+        return {}
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        found = {f"{name}": len(value)} if name else {}
+        for key, inner in pairs:
+            found |= plain(inner, but, f"{name}.{key}" if name else str(key))
+        return found
+    return {name: value}
