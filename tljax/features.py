@@ -16,6 +16,7 @@ import numpy as np
 from flax import jax_utils, traverse_util
 from rich.console import Console
 
+from tljax.agree import highest
 from tljax.data.pixels import available_memory
 from tljax.errors import UserError
 from tljax.experiment import Experiment, augmentation
@@ -84,6 +85,7 @@ def keep(
     # What an earlier run has put in memory takes no more of it.
     new = sum(0 if is_sharing() and is_shared(key(name)) else n for name, n in images.items()) * of_one
     spill = needed > int(cache.memory_gb * 2**30) if cache.memory_gb else new > available_memory() // 2
+    spill = bool(highest(spill))
     below = x.model.stages[: x.model.stages.index(cut)]
     names = [group for group in x.model.groups if x.model.stage_of(group) in below]
     prefix = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
@@ -154,7 +156,9 @@ def _features_of(
     key = jax.random.fold_in(jax.random.key(x.views_seed), 1) if strong else jax.random.key(x.views_seed)
     if folder is not None:
         file = folder / f"features-{name}-{jax.process_index()}.npy"
-        if (found := reopen(file, key_of(name), one.dtype)) is not None:
+        found = reopen(file, key_of(name), one.dtype)
+        if not highest(found is None):
+            assert found is not None
             return found
     step = parallel_forward_step(x.forward_step(phase, pictures, end=x.cut(phase)))
 
@@ -230,8 +234,7 @@ def collect(
     part = file.with_name(file.name + ".part")
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     try:
-        with part.open("wb") as reserved:  # a map over a full disk would end the process
-            os.posix_fallocate(reserved.fileno(), 0, size + 4096) if hasattr(os, "posix_fallocate") else None
+        reserve(part, size + 4096)
         kept = np.lib.format.open_memmap(part, "w+", dtype, shape)
         _fill(kept, outputs)
         kept.flush()
@@ -245,6 +248,19 @@ def collect(
             f"cannot keep {size / 1e9:.1f} GB of features in {str(file)!r}: {error.strerror or error}; make room, or "
             f"raise cache.memory_gb"
         ) from None
+
+
+def reserve(path: Path, size: int) -> None:
+    """Takes room for a file: a map over a full disk would end the process. Raises OSError in all processes or in none:
+    they compute features together."""
+    failed = None
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else None
+    except OSError as error:
+        failed = error
+    if highest(failed is not None):
+        raise failed or OSError("another process has no room")
 
 
 def discard(workdir: Path) -> None:

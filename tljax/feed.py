@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import jax_utils
 
+from tljax.agree import highest
 from tljax.data.batches import (
     Batch,
     canvas_of,
@@ -76,7 +77,7 @@ class Feed:
         self._canvas = canvas_of(self.data.pixels, indices) if self.training else (self.crop, self.crop)
         one = int(np.prod(self._canvas)) * 3
         size = len(indices) * one if self.features is None else self.features.values.nbytes
-        on_device = self.placement == "device" or (self.placement == "auto" and fits_on_device(size))
+        on_device = self.placement == "device" or (self.placement == "auto" and not highest(not fits_on_device(size)))
         self.resident = jax_utils.replicate(self._everything()) if on_device else {}
 
     @property

@@ -5,6 +5,7 @@ python -m tljax.main --config configs/folder.py --config.data.source=folder:PATH
 python -m tljax.main --config configs/pets_ft.py       see configs/common.py for every field
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from absl import flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict
 
 from tljax.command_line import exit_status, parse
 from tljax.errors import UserError
@@ -29,11 +31,15 @@ def make_flags() -> flags.FlagValues:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes", flag_values=values)
     flags.DEFINE_integer("processes", 1, "how many processes take part", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("process", 0, "which of them this is, from 0", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("patience", 120, "seconds to wait for the others to start", lower_bound=1, flag_values=values)
     return values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for a mistake of the user's, 128 + the signal if interrupted."""
+    """Runs the command; returns its exit status: 0, 2 for a mistake of the user's, 128 + the signal if interrupted.
+
+    One of several processes ends with 75 where another one has died.
+    """
     argv = list(sys.argv if argv is None else argv)
     quiet_libraries()
     values = make_flags()
@@ -62,22 +68,38 @@ def hide_closed_loops(told: "sys.UnraisableHookArgs") -> None:
 
 def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     config, path = parse(argv, values, default=DEFAULT)
+    several, workdir = values.processes > 1, Path(values.workdir or f"runs/{path.stem}")
+    if several:
+        check_processes(config, values)
+        if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2":  # ours: who is left tells of a dead process in one line
+            os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     tune_cpu()
     if config.deterministic:
         make_deterministic()
-    import jax  # after the flags: a mistake is answered at once
-
-    from tljax import demo, runs
+    from tljax import demo, processes, runs  # JAX after the flags: a mistake is answered at once
 
     keep_compilations()
-    if values.coordinator:
-        if values.process >= values.processes:
-            raise UserError(f"--process={values.process} is not one of --processes={values.processes}, from 0")
-        jax.distributed.initialize(values.coordinator, values.processes, values.process)
     kinds = {"train": runs.run, "demo": demo.run}
     if config.run not in kinds:
         raise UserError(f"config.run={config.run!r} is not one of {', '.join(kinds)}")
-    kinds[config.run](config, Path(values.workdir or f"runs/{path.stem}"), overwrite=values.overwrite)
+    with contextlib.ExitStack() as stack:
+        if several:
+            stack.enter_context(
+                processes.joined(
+                    values.coordinator, values.processes, values.process, patience=values.patience, workdir=workdir
+                )
+            )
+        kinds[config.run](config, workdir, overwrite=values.overwrite)
+
+
+def check_processes(config: ConfigDict, values: flags.FlagValues) -> None:
+    """Refuses what one of several processes cannot be told."""
+    if not values.coordinator:
+        raise UserError(f"--processes={values.processes} needs --coordinator=HOST:PORT, where process 0 is reached")
+    if values.process >= values.processes:
+        raise UserError(f"--process={values.process} is not one of --processes={values.processes}, from 0")
+    if config.run == "demo":
+        raise UserError("the demo runs in one process; leave --processes out")
 
 
 def keep_compilations(*, small: bool = False) -> None:

@@ -316,8 +316,16 @@ class Replicas:
 
 
 def parallel_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step over all devices: state and batch carry a leading axis of local devices; the state is donated."""
-    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
+    """The step over all devices: state and batch carry a leading axis of local devices; the state is donated.
+
+    A batch may hold `signal` `[]`, a number; the metrics then have the highest of all replicas.
+    """
+
+    def told(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        state, metrics = step(state, batch, key)
+        return state, metrics | ({"signal": jax.lax.pmax(batch["signal"], AXIS)} if "signal" in batch else {})
+
+    return jax.pmap(told, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
 
 
 def parallel_forward_step(step: Callable[..., Any]) -> Callable[..., Any]:

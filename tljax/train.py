@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tljax import memo
 from tljax import workdir as folders
+from tljax.agree import Stop, agree, agree_on_config, agree_on_folder, agree_on_start
 from tljax.checkpoint import Checkpoints
 from tljax.checks import check
 from tljax.clock import Clock
@@ -77,6 +78,7 @@ def run(
     first = jax.process_index() == 0
     console = console or console_lib.make_console(quiet=not first)
     check(config, look_at_test=look_at_test)
+    agree_on_config(config)
     if config.deterministic and jax.default_backend() == "gpu" and not is_deterministic():
         raise UserError("deterministic=True comes too late here; set XLA_FLAGS=--xla_gpu_deterministic_ops=true")
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
@@ -87,6 +89,7 @@ def run(
         title += f" (rates of the first of {len(experiment.members)} members)" if experiment.population else ""
         console_lib.print_table(console, title, plan.table())
     before()
+    agree_on_start(experiment.data, variables)
     with contextlib.ExitStack() as stack:
         if first:  # only now: a run that cannot begin leaves nothing behind, and throws nothing away
             stack.enter_context(folders.locked(workdir))
@@ -94,13 +97,14 @@ def run(
             folders.claim(workdir, config.to_dict(), overwrite=overwrite)
             if config.pictures:
                 experiment.save_augmented(workdir / "augmented.png")
+        agree_on_folder(workdir)
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
         writer = console_lib.make_writer(workdir, console, first=first)
         stack.callback(writer.close)
         trainer = Trainer(experiment, variables, checkpoints, console, began, workdir)
-        with listen() as caught:
-            trainer.train(writer, caught)
+        with listen() as trainer.stop.caught:
+            trainer.train(writer)
         return finish(trainer)
 
 
@@ -121,6 +125,7 @@ class Trainer:
         self.phase = 0
         self.histories: list[list[dict[str, Any]]] = [[] for _ in experiment.members]
         self.sums = self.no_sums()
+        self.stop = Stop()
         self.began, self.earlier_seconds = began, 0.0
         self.clocks: list[Clock] = []  # one per epoch
         self.warm = False  # whether the training step at hand has run, and is compiled
@@ -143,6 +148,7 @@ class Trainer:
             self.x.data.sealed.reads.update(record.get("test_labels", {}))
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
         self.step = int(state.step)
+        agree(lambda: {"the step that the run goes on from": self.step})
         self.state = jax_utils.replicate(state)
 
     def like(self, variables: dict[str, Any]) -> Callable[[dict[str, Any]], TrainState]:
@@ -190,8 +196,8 @@ class Trainer:
     def one_replica(self) -> TrainState:
         return jax_utils.unreplicate(self.state)
 
-    def train(self, writer: console_lib.Writer, caught: list[int]) -> None:
-        """All epochs that remain; raises Interrupted as soon as `caught` holds a signal and the state is saved."""
+    def train(self, writer: console_lib.Writer) -> None:
+        """All epochs that remain; raises Interrupted as soon as a process was sent a signal and the state is saved."""
         per_epoch = self.x.steps_per_epoch
         for number, phase in enumerate(self.x.phases[0]):
             if self.step >= phase.last * per_epoch:
@@ -201,7 +207,7 @@ class Trainer:
             self.evaluators = {}
             self.kept = keep(
                 self.x, number, self.state.variables, workdir=self.workdir, console=self.console,
-                pause=lambda: self.stop_if(caught),
+                pause=self.stop_if_asked,
             )  # fmt: skip
             self.features = self.kept.record if self.kept else self.features
             feed = self.x.training_feed(self.kept.splits if self.kept else {})
@@ -211,23 +217,23 @@ class Trainer:
             train_step = guarded(parallel_train_step(step), self.x.batches, config.accumulate)
             self.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
-                if not self.train_epoch(train_step, feed, epoch, caught):
+                if not self.train_epoch(train_step, feed, epoch):
                     self.save()
                     break
                 rows = self.close_epoch(epoch)
                 self.save()
                 self.log(rows, writer)
-                if caught:
+                if self.stop.asked():
                     break
             if self.step < self.last_step:
-                self.stop_if(caught)
+                self.stop_if_asked()
         self.checkpoints.wait()  # while signals are still caught: the last epoch is not to be lost
 
-    def stop_if(self, caught: list[int]) -> None:
+    def stop_if_asked(self) -> None:
         """Leaves, with what was saved last, if a signal came."""
-        if caught:
+        if self.stop.asked():
             self.checkpoints.wait()
-            raise Interrupted(caught[0], self.step)
+            raise Interrupted(self.stop.signal, self.step)
 
     def enter(self, phase: int) -> None:
         """Begins a phase with its plan's optimizer, and the moments of what goes on training if the config says so."""
@@ -237,9 +243,7 @@ class Trainer:
             opt_state = carry_moments(state.opt_state, opt_state)
         self.state, self.phase = jax_utils.replicate(state.replace(opt_state=opt_state)), phase
 
-    def train_epoch(
-        self, train_step: Callable[..., Any], feed: Feed | JointFeed, epoch: int, caught: list[int]
-    ) -> bool:
+    def train_epoch(self, train_step: Callable[..., Any], feed: Feed | JointFeed, epoch: int) -> bool:
         """Steps from where the state stands to the end of `epoch`; False if a signal came before that."""
         x = self.x
         done, of = self.step % x.steps_per_epoch, x.steps_per_epoch
@@ -258,15 +262,15 @@ class Trainer:
                 if shard is None:
                     return
                 clock.waited += time.perf_counter() - asked if self.warm else 0.0
-                number = np.full(x.replicas.local, self.step, np.int32)
-                self.state, metrics = train_step(self.state, shard | {"number": number}, self.key)
+                shard |= self.stop.words(x.replicas.local) | {"number": np.full(x.replicas.local, self.step, np.int32)}
+                self.state, metrics = train_step(self.state, shard, self.key)
                 sums.append({name: metrics[name] for name in (*SUMS, *GIVEN) if name in metrics})
                 done += 1
                 self.step += 1
                 advance(done, of, clock.words)
                 seen = min(feed.batch_size, feed.count - (self.step - 1) % per_pass * feed.batch_size)
                 yield metrics, seen, self.step - 1
-                if caught and done < of:
+                if self.stop.signal and done < of:
                     return
 
         title, last = f"epoch {epoch + 1}/{x.config.epochs}", time.perf_counter()
@@ -274,6 +278,7 @@ class Trainer:
             for metrics, seen, number in trailing(steps(), steps_ahead()):
                 jax.block_until_ready(metrics)  # bounds what is under way; the devices have the next steps already
                 self.watch(metrics, feed, number)
+                self.stop.hear(metrics)
                 now = time.perf_counter()
                 clock.add(seen, now - last, cold=not self.warm)
                 last, self.warm = now, True

@@ -13,13 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import common
 from tljax import memo, train
 from tljax import workdir as folders
+from tljax.agree import together
 from tljax.checks import check
 from tljax.data.labels import PseudoLabels
 from tljax.data.load import Listed, open_data
@@ -80,13 +80,14 @@ def run(
                 console.print(f"round {number}: {name}")
                 if first and number:
                     follow(folder, own)
+                together()
                 result = train.run(
                     own, folder, overwrite=overwrite, console=console, look_at_test=look_at_test, before=claim,
                     decoded=workdir,
                 )  # fmt: skip
             else:
                 claim()
-            together(f"round {number} is done")
+            together()
             results.append(result)
             passed = passed_on(workdir, number) if number and result["test"] else None
             rounds.append(record_of(number, result, given, passed))
@@ -184,16 +185,10 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     targets = soft if s.targets == "soft" else hard
     if jax.process_index() == 0:
         PseudoLabels(names[chosen], targets).save(labels_file(workdir, number))
-    together(f"round {number} has its labels")
+    together()
     truth = dict(zip(listed.source.names, listed.truth, strict=True))
     told = labelling.tell(found, chosen, np.array([truth[name] for name in names]), listed.source.classes)
     return {"temperature": temperature, **told}
-
-
-def together(what: str) -> None:
-    """Lets the processes of a run wait for each other: the first one alone writes files."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def passed_on(workdir: Path, number: int) -> Record:
