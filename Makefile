@@ -3,8 +3,9 @@ BIN := .venv/bin
 EXTRAS ?= dev
 PROCESSES ?= 2
 FUZZ_SECONDS ?= 1800
+TORTURE_KILLS ?= 50
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test lint bench torture fuzz clean
 
 demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
@@ -15,6 +16,10 @@ test: .venv/installed
 # Beside PyTorch; 33 minutes on 2 quiet cores.
 bench: .venv/peer
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# Kills runs at random moments and compares their ends; about 10 minutes for the 50 kills of default.
+torture: .venv/installed
+	TORTURE_KILLS=$(TORTURE_KILLS) $(BIN)/python -m tests.torture $(ARGS)
 
 # Hostile weights: mutates them for FUZZ_SECONDS and says what was lost; Linux only.
 fuzz: .venv/fuzz

@@ -1,7 +1,7 @@
 """Whether two runs found the same, bit for bit.
 
 Of a folder everything counts that says what was computed: checkpoints with optimizer state and record, metrics.csv,
-predictions, labels given to images, result.json. Times do not, nor where things were kept meanwhile.
+predictions, labels given to images, result.json, tables of studies. Times do not, nor where things were kept meanwhile.
 """
 
 import json
@@ -12,39 +12,55 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tljax.checkpoint import saved_steps
 from tljax.workdir import FREE
 
 TIMES = {"seconds", "images_per_second", "waited_for_input", "first_step_seconds", "first_step", "validation_seconds",
-         "clocks"}  # fmt: skip
+         "clocks", "digest"}  # fmt: skip
 WHERE = {"in", *(f"config.{name}" for name in FREE)}
 
 
 def check_same(ours: Path, theirs: Path, *, but: tuple[str, ...] = ()) -> None:
     """Asserts that two finished runs agree in every bit that counts; `but` are more names that may differ, such as
     `config.data.source` or all of `device`."""
-    mine, others = (files(root) for root in (ours, theirs))
-    assert mine.keys() == others.keys()
-    for name in mine:
-        mine_of, others_of = (contents(found[name], but) for found in (mine, others))
-        assert mine_of.keys() == others_of.keys(), name
-        for key in mine_of:
-            assert mine_of[key] == others_of[key], f"{name}: {key}"
+    assert differences(ours, theirs, but=but)[0] == []
 
 
-def files(root: Path) -> dict[str, Path]:
+def differences(ours: Path, theirs: Path, *, but: tuple[str, ...] = (), ends: bool = False) -> tuple[list[str], int]:
+    """What does not agree, by name, and how much was compared; of checkpoints under `ends` those of the last step
+    alone and of the best, since a run that was stopped has saved at others as well."""
+    mine, others = (files(root, ends=ends) for root in (ours, theirs))
+    wrong, compared = [f"{name} is in one alone" for name in sorted(mine.keys() ^ others.keys())], 0
+    for name in sorted(mine.keys() & others.keys()):
+        a, b = contents(mine[name], ours, but), contents(others[name], theirs, but)
+        wrong += [f"{name}: {key}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+        compared += len(a)
+    return wrong, compared
+
+
+def files(root: Path, *, ends: bool = False) -> dict[str, Path]:
     """What counts in a run's folder, rounds and members included, by its name there."""
-    names = ("metrics.csv", "predictions.npz", "labels-*.npz", "result.json", "checkpoints/*")
+    names = ("metrics.csv", "predictions.npz", "labels-*.npz", "result.json", "table.md", "checkpoints/*")
     found = [path for name in names for path in root.rglob(name)]
     assert any(path.parent.name == "checkpoints" for path in found), f"{root} holds no run"
-    return {str(path.relative_to(root)): path for path in found}
+    return {str(path.relative_to(root)): path for path in found if not ends or counts(path)}
 
 
-def contents(path: Path, but: tuple[str, ...]) -> dict[str, Any]:
+def counts(path: Path) -> bool:
+    """Whether a path is no checkpoint, or the last of its run, or the best."""
+    if path.parent.name != "checkpoints":
+        return True
+    run = path.parents[1]
+    best = json.loads((run / "result.json").read_text()).get("best_step")
+    return int(path.name) in (saved_steps(run)[-1], best)
+
+
+def contents(path: Path, root: Path, but: tuple[str, ...]) -> dict[str, Any]:
     """The parts of a file or checkpoint, by name, so that they can be compared with ==."""
-    if path.suffix == ".csv":
+    if path.suffix in (".csv", ".md"):
         return {"text": path.read_text()}
     if path.suffix == ".json":
-        return plain(json.loads(path.read_text()), but)
+        return plain(json.loads(path.read_text().replace(str(root), "ROOT")), but)
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: bits(array) for name, array in arrays.items()}

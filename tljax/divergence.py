@@ -1,5 +1,6 @@
 """Numbers that go wrong: noticed at that step, kept out of the state, traced to the group they began in."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,9 +42,8 @@ def watched(step: Callable[..., Any], plan: Plan, *, alone: bool, stop: bool) ->
         for path, values in plan.split(new.params)[0].items():
             group = plan.labels[path]
             updated[group] = updated.get(group, jnp.bool_(True)) & is_finite(values, keep=axes)
-        sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        for one in updated.values():
-            sound &= one
+        finite = [jnp.isfinite(metrics[name]) for name in ("loss", "grad_norm")]
+        sound = functools.reduce(jnp.logical_and, [*finite, *updated.values()])
         metrics |= {"sound": sound, "updated": updated}
         if alone and stop:
             go = sound & (batch["number"] == state.step)
