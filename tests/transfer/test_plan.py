@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 from flax import traverse_util
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tljax.errors import UserError
@@ -30,7 +30,8 @@ SMALL = {
     "mini_xception": create_model("mini_xception", num_classes=2, width=8),
 }
 ALL_SHAPES = {name: variable_shapes(model) for name, model in SMALL.items()}
-MODES = ["train", "torch_frozen_params", "eval", "batch", "batch+update", "running+affine", "running+affine+update"]
+MODES = ["train", "torch_frozen_params", "eval", "batch", "batch+update", "batch+affine"]
+MODES += ["running", "running+update", "running+affine", "running+affine+update"]
 SPACE = st.text(" \t\n", max_size=2)
 
 
@@ -105,7 +106,12 @@ def test_a_plan_says_of_every_parameter_whether_it_trains_and_how(wish):
         assert g.lr == pytest.approx(wanted, rel=1e-12)
 
 
+PLAIN = {"train": ["head"], "lr_groups": {}, "lr": 1.0, "lr_decay": 1.0, "weight_decay": 0.0}
+
+
 @given(wishes())
+@example(("resnet18", {**PLAIN, "bn": {"layer2": "running+update"}}))
+@example(("resnet18", {**PLAIN, "bn": {"layer2": "batch"}}))
 def test_the_constant_prefix_ends_where_training_may_first_change_anything(wish):
     name, asked = wish
     model, plan = SMALL[name], made(name, asked)
