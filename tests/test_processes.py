@@ -5,6 +5,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -236,6 +238,34 @@ def test_a_mistake_ends_every_process_with_its_line(overrides, tmp_path):
         assert status == 2
         assert "layer9" in err
         assert err.count("\n") == 1
+
+
+LATE = """
+import functools, sys, time
+from pathlib import Path
+import jax
+import numpy as np
+from tljax.processes import joined
+address, own = sys.argv[1], int(sys.argv[2])
+with joined(address, 2, own, patience=60, workdir=Path("nowhere")):
+    time.sleep(35 * own)  # as long as a large program may take to compile
+    total = jax.pmap(functools.partial(jax.lax.psum, axis_name="all"), axis_name="all")
+    print(total(np.ones(2))[0])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_may_come_to_its_first_step_long_after_another():
+    """Gloo gives up after 30 seconds where devices have not been connected before."""
+    address = f"127.0.0.1:{commands.free_port()}"
+    running = [
+        subprocess.Popen([sys.executable, "-c", LATE, address, str(own)], cwd=commands.ROOT, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=commands.environment(devices=2))
+        for own in range(2)
+    ]  # fmt: skip
+    for status, out, err in commands.ends(running):
+        assert status == 0, err
+        assert out.splitlines()[-1] == "4.0"
 
 
 def meeting(port, *calls):

@@ -4,6 +4,7 @@ Whoever calls one of these must call it in all processes, at the same place. Whe
 anything.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -15,7 +16,6 @@ from typing import Any, cast
 import jax
 import numpy as np
 from jax._src import distributed
-from jax.experimental import multihost_utils
 
 from tljax.errors import UserError
 from tljax.report import provenance
@@ -52,7 +52,12 @@ def highest(number: int) -> int:
     """The largest number that any process gives."""
     if distributed.global_state.num_processes == 1:
         return number
-    return int(multihost_utils.process_allgather(np.int32(number)).max())
+    return int(jax.device_get(_highest()(np.full(jax.local_device_count(), number, np.int32)))[0])
+
+
+@functools.cache
+def _highest() -> Any:
+    return jax.pmap(functools.partial(jax.lax.pmax, axis_name="all"), axis_name="all")
 
 
 def agree(values: Callable[[], Mapping[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from tljax.agree import together
+from tljax.agree import highest, together
 from tljax.checkpoint import saved_steps
 from tljax.command_line import exit_status
 from tljax.errors import UserError, one_line
@@ -50,6 +50,9 @@ def joined(address: str, count: int, own: int, *, patience: int, workdir: Path) 
         threading.Thread(target=_listen, args=(line, count, workdir), name="others", daemon=True).start()
         connect(address, count, own)
         try:
+            jax.devices()
+            together()
+            highest(0)  # connects all devices, for which gloo waits 30 s; from then on each may compile for as long
             yield
             together()  # process 0 has written everything
         except Interrupted:  # all raise it, at the same step
