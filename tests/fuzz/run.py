@@ -15,6 +15,7 @@ import struct
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 from typing import NoReturn
 
@@ -71,6 +72,7 @@ def fuzz(folder: Path, tally: Tally, seconds: int) -> NoReturn:
         from tljax.convert.weights_file import load_weights
 
     watch = Watch(folder, read_state_dict, lambda path: load_weights(path, "resnet18"))
+    tracemalloc.start()
     watch.attempt(VALID["zip"])  # whatever Python imports when it is first needed
 
     def attempt(content: bytes) -> None:

@@ -59,8 +59,11 @@ class Watch:
     def attempt(self, content: bytes) -> Outcome:
         self.path.write_bytes(content)
         self.losses, found = [], []
-        tracemalloc.start()
-        began = time.thread_time()
+        tracing = tracemalloc.is_tracing()  # as in the fuzzer: each start of it takes a few kB for good
+        if not tracing:
+            tracemalloc.start()
+        tracemalloc.reset_peak()
+        before, began = tracemalloc.get_traced_memory()[0], time.thread_time()
         try:
             for read in self.readers:
                 with listening(self.hear):
@@ -73,8 +76,9 @@ class Watch:
             raise
         except BaseException as error:
             self.losses.append(f"{type(error).__name__} instead of UserError: {one_line(error)[:200]}")
-        seconds, (_, memory) = time.thread_time() - began, tracemalloc.get_traced_memory()
-        tracemalloc.stop()
+        seconds, memory = time.thread_time() - began, tracemalloc.get_traced_memory()[1] - before
+        if not tracing:
+            tracemalloc.stop()
         if memory > BYTES * len(content) + SLACK:
             self.losses.append(f"{memory} bytes of memory for a file of {len(content)}")
         if seconds > SECONDS + RATE * len(content):
