@@ -38,10 +38,10 @@ def watched(step: Callable[..., Any], plan: Plan, *, alone: bool, stop: bool) ->
 
     def run(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         new, metrics = step(state, batch, key)
-        updated: dict[str, jax.Array] = {}
+        flags: dict[str, list[jax.Array]] = {}
         for path, values in plan.split(new.params)[0].items():
-            group = plan.labels[path]
-            updated[group] = updated.get(group, jnp.bool_(True)) & is_finite(values, keep=axes)
+            flags.setdefault(plan.labels[path], []).append(is_finite(values, keep=axes))
+        updated = {group: functools.reduce(jnp.logical_and, found) for group, found in flags.items()}
         finite = [jnp.isfinite(metrics[name]) for name in ("loss", "grad_norm")]
         sound = functools.reduce(jnp.logical_and, [*finite, *updated.values()])
         metrics |= {"sound": sound, "updated": updated}
