@@ -16,6 +16,7 @@ from tljax.data import duplicates
 from tljax.data.duplicates import Copies
 from tljax.data.load import Data
 from tljax.evaluation import by_class, calibration
+from tljax.errors import UserError
 from tljax.features import discard
 from tljax.losses import score, wilson_interval
 from tljax.report import console as console_lib
@@ -88,9 +89,12 @@ def restore_best(trainer: Trainer) -> None:
         if best["step"] != trainer.step:
             if best["epoch"] <= x.phases[0][trainer.phase].first:  # its prefix was another
                 trainer.kept, trainer.evaluators = None, {}
-            trainer.state = jax_utils.replicate(
-                state.replace(semi={}, **saved_variables(trainer.workdir, best["step"]))
-            )
+            try:
+                saved = saved_variables(trainer.workdir, best["step"])
+            except UserError as reason:
+                raise UserError(f"{reason}; epoch {best['epoch']}, the best, cannot be tested without it: give "
+                                "--overwrite to train again") from None  # fmt: skip
+            trainer.state = jax_utils.replicate(state.replace(semi={}, **saved))
     elif "val" in x.data.splits and x.config.select != "last":
         plan = x.plans[0][0]
         shared = own_parts(x.model, plan, state.variables)[1]
