@@ -15,8 +15,8 @@ from tljax.clock import total
 from tljax.data import duplicates
 from tljax.data.duplicates import Copies
 from tljax.data.load import Data
-from tljax.evaluation import by_class, calibration
 from tljax.errors import UserError
+from tljax.evaluation import by_class, calibration
 from tljax.features import discard
 from tljax.losses import score, wilson_interval
 from tljax.report import console as console_lib
