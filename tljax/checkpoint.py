@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from tljax.errors import UserError, one_line
 from tljax.report import provenance
-from tljax.state import TrainState, averaged
+from tljax.state import TrainState, averaged, overlaid
 
 FOLDER = "checkpoints"
 KEPT = 2  # the newest ones, so that one that was damaged has another before it
@@ -196,18 +196,48 @@ def saved_variables(workdir: Path, step: int) -> dict[str, Any]:
     Raises:
       UserError: when they cannot be read.
     """
+    found = _saved(workdir, step)
+    return averaged({name: found[name] for name in ("params", "batch_stats")}, found["semi"])
+
+
+def saved_member(workdir: Path, step: int, member: int, shapes: dict[str, Any], *, last: bool) -> dict[str, Any]:
+    """Parameters and statistics of one member of a population, at its best epoch.
+
+    Args:
+      workdir: the population's folder.
+      step: its last one.
+      member: which.
+      shapes: of a single run's variables; what has one axis more is stacked by member.
+      last: at the last epoch instead, as where nothing was validated.
+
+    Raises:
+      UserError: when they cannot be read.
+    """
+    found = _saved(workdir, step)
+    best = found["best"] if not last and found["best"]["accuracy"][member] >= 0 else {}
+
+    def own(leaf: np.ndarray, shape: Any) -> np.ndarray:
+        return leaf[member] if leaf.ndim > len(shape.shape) else leaf
+
+    return {
+        name: jax.tree.map(own, overlaid(found[name], best.get(name) or {}), shapes[name])
+        for name in ("params", "batch_stats")
+    }
+
+
+def _saved(workdir: Path, step: int) -> dict[str, Any]:
+    """What networks are made of at `step`, held against its digests."""
     folder = (workdir / FOLDER).absolute() / str(step)
     try:
         restored = ocp.PyTreeCheckpointer().restore(folder / "state")
-        found = {name: jax.tree.map(np.asarray, restored[name] or {}) for name in ("params", "batch_stats")}
         average = {name: value for name, value in (restored.get("semi") or {}).items() if name == "average"}
-        found["semi"] = jax.tree.map(np.asarray, average)
+        parts = {name: restored[name] or {} for name in ("params", "batch_stats", "best")} | {"semi": average}
+        found = jax.tree.map(np.asarray, parts)
         whole = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "record")
         _compare(digests(found), whole["digests"])
     except Exception as error:  # Orbax lets through whatever its storage raises
         raise UserError(f"the checkpoint {folder} is missing or damaged: {one_line(error)[:160]}") from None
-    semi = found.pop("semi")
-    return averaged(found, semi)
+    return found
 
 
 def saved_tree(workdir: Path, step: int) -> dict[str, Any]:

@@ -37,10 +37,11 @@ class TrainState(flax.struct.PyTreeNode):
 
 def averaged(variables: dict[str, Any], semi: Any) -> dict[str, Any]:
     """Variables with a moving average in the place of what it is an average of, if `semi` holds one."""
+    return overlaid(variables, (semi or {}).get("average", {}))
 
-    def over(tree: Any, part: Any) -> Any:
-        if not isinstance(tree, dict):
-            return part
-        return {name: over(value, part[name]) if name in part else value for name, value in tree.items()}
 
-    return over(variables, (semi or {}).get("average", {}))
+def overlaid(tree: Any, part: Any) -> Any:
+    """A tree with the leaves of a part of it in the place of its own."""
+    if not isinstance(tree, dict):
+        return part
+    return {name: overlaid(value, part[name]) if name in part else value for name, value in tree.items()}

@@ -140,13 +140,17 @@ def central_squares(pixels: Pixels, batch: Batch, crop: int) -> Batch:
     """`image` and `size` of a batch: torchvision's `CenterCrop(crop)`."""
 
     def place(image: np.ndarray, target: np.ndarray) -> tuple[int, int]:
-        (top, into_top, height), (left, into_left, width) = (_centre(side, crop) for side in image.shape[:2])
-        target[into_top : into_top + height, into_left : into_left + width] = image[
-            top : top + height, left : left + width
-        ]
+        put_central_square(image, target)
         return crop, crop
 
     return _pictures(pixels, batch, (crop, crop), place)
+
+
+def put_central_square(image: np.ndarray, target: np.ndarray) -> None:
+    """Puts the centre of a picture `[H, W, 3]` into a square of zeros, as torchvision's `CenterCrop` does."""
+    crop = len(target)
+    (top, into_top, height), (left, into_left, width) = (_centre(side, crop) for side in image.shape[:2])
+    target[into_top : into_top + height, into_left : into_left + width] = image[top : top + height, left : left + width]
 
 
 def _centre(side: int, crop: int) -> tuple[int, int, int]:

@@ -76,7 +76,7 @@ def open_folder(path: str | os.PathLike[str], *, label: str = "folder") -> Sourc
     """
     root = existing_folder(path)
     pattern = _pattern(label)
-    files, skipped = _walk(root)
+    files, skipped = list_images(root)
     if not files:
         passed = f" ({len(skipped)} passed over, such as {skipped[0][0]!r}: {skipped[0][1]})" if skipped else ""
         raise UserError(f"no images in {str(path)!r}{passed}; give a folder with one folder of images per class")
@@ -174,13 +174,13 @@ def _pattern(label: str) -> re.Pattern[str] | None:
     return pattern
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """File names need not be UTF-8; what a record or a terminal cannot hold is written as `\\xff`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _walk(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """All files below `root` that may be images, {name: path}, and (name, reason) of what was passed over."""
+def list_images(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """All files below a folder that may be images, {name: path}, and (name, reason) of what was passed over."""
     files: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []
     pending = [(os.fspath(root), "", frozenset([_identity(os.stat(root))]))]
@@ -195,7 +195,7 @@ def _walk(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
         if not entries and prefix:
             skipped.append((prefix.rstrip("/"), "an empty folder"))
         for entry in entries:
-            name = prefix + _printable(entry.name)
+            name = prefix + printable(entry.name)
             suffix = os.path.splitext(entry.name)[1].lower()
             try:
                 status = os.stat(entry.path)

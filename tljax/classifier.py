@@ -1,0 +1,110 @@
+"""A finished run as a function: pictures in, probabilities out."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import workdir as folders
+from tljax.checkpoint import saved_member, saved_steps, saved_variables
+from tljax.convert.pretrained import Preprocessing
+from tljax.data.augment import make_normalize
+from tljax.data.batches import put_central_square
+from tljax.data.decode import decode
+from tljax.errors import UserError
+from tljax.losses import outputs
+from tljax.models import Network, Pass, create_model, variable_shapes
+from tljax.semi.labelling import log_probabilities
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The network of a finished run at its best epoch, with all that it takes to ask it.
+
+    Attributes:
+      workdir: the run's folder.
+      model: the network.
+      variables: `{'params': ..., 'batch_stats': ...}`.
+      classes: names in the order of the outputs; of a head with more outputs than classes the others are `output N`.
+      preprocessing: how pictures are resized, cut and normalised.
+      temperature: that validation's logits gave; 1 where there was no validation.
+      result: what the run's result.json holds.
+    """
+
+    workdir: Path
+    model: Network
+    variables: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    temperature: float
+    result: dict[str, Any]
+
+    def see(self, data: bytes | np.ndarray) -> np.ndarray:
+        """Decodes an image file, or an array uint8 `[H, W, 3]`, to what evaluation shows the network: uint8
+        `[crop, crop, 3]`. Any size and orientation will do.
+
+        Raises:
+          decode.Unreadable: with the reason.
+        """
+        crop = self.preprocessing.crop
+        square = np.zeros((crop, crop, 3), np.uint8)
+        put_central_square(decode(data, short_side=self.preprocessing.resize), square)
+        return square
+
+    @functools.cached_property
+    def forward(self) -> Callable[[Any], jax.Array]:
+        """Squares uint8 `[B, crop, crop, 3]` -> logits `[B, outputs]`, compiled once per B."""
+        normalize = make_normalize(self.preprocessing.mean, self.preprocessing.std)
+        variables = jax.device_put(self.variables)
+
+        @jax.jit
+        def run(variables: Any, squares: jax.Array) -> jax.Array:
+            logits = self.model.apply(variables, normalize(squares), Pass())
+            return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+        return functools.partial(run, variables)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities `[N, classes]` of logits `[N, outputs]`, float64."""
+        return np.exp(log_probabilities(logits, self.temperature))
+
+
+def load(workdir: str | Path) -> Classifier:
+    """Loads a finished run: a single one, a member of a population, the last student of rounds.
+
+    Raises:
+      UserError: for a folder that holds none, or several.
+    """
+    workdir = Path(workdir).expanduser()
+    result = folders.read_result(workdir)
+    if result is None:
+        raise UserError(f"{workdir} is not the folder of a finished run: it has no {folders.RESULT}")
+    if rounds := result.get("rounds"):
+        return load(workdir / f"round-{len(rounds) - 1}")
+    if "members" in result:
+        chosen = workdir / "members" / f"{result.get('best_member') or 0:03}"
+        raise UserError(f"{workdir} holds a population; give the folder of one member, such as {chosen}")
+    try:
+        config, classes = result["config"], result["classes"]
+        m, found = config["model"], Preprocessing(**result["preprocessing"])
+        count = m["outputs"] or outputs(config["loss"]["name"], len(classes))
+        options = {name: m[name] for name in ("width", "drop", "depth_drop", "dtype")}
+        blocks = m["blocks"] and tuple(m["blocks"])
+        model = create_model(m["name"], num_classes=count, until=m["until"] or None, blocks=blocks, **options)
+        step, last = result["best_step"], config["select"] == "last"
+        scaled = ((result["calibration"] or {}).get("validation") or {}).get("scaled") or {"temperature": 1.0}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{workdir / folders.RESULT} is not what a run of this version leaves ({error!r})") from None
+    population = workdir.absolute().parents[1]
+    if workdir.absolute().parent.name == "members" and (population / folders.CONFIG).is_file():
+        member, steps = int(workdir.absolute().name), saved_steps(population)
+        variables = saved_member(population, steps[-1], member, variable_shapes(model), last=last)
+    else:
+        variables = saved_variables(workdir, step)
+    names = (*classes, *(f"output {i}" for i in range(len(classes), count)))
+    return Classifier(workdir, model, variables, names, found, float(scaled["temperature"]), result)

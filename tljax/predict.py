@@ -1,0 +1,260 @@
+"""`python -m tljax.predict WORKDIR IMAGE...`: what a finished run says of pictures.
+
+    python -m tljax.predict runs/folder cat.jpg holiday/ 'scans/*.png'
+    find photos -name '*.jpg' | python -m tljax.predict runs/folder - --format csv > answers.csv
+
+An IMAGE is a file, a folder with all that lies in it, a pattern in quotes, or `-`: names from standard input, a line
+each, or one picture there. Probabilities are calibrated by the temperature that validation gave. A file that cannot be
+read has its reason in its place.
+"""
+
+import csv
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tljax.command_line import OneLineParser, exit_status
+from tljax.data.decode import Unreadable
+from tljax.data.folder import Files, list_images, printable
+from tljax.errors import UserError, one_line
+from tljax.machine import tune_cpu
+from tljax.main import keep_compilations
+
+if TYPE_CHECKING:
+    from tljax.classifier import Classifier
+
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+FORMATS = ("table", "csv", "jsonl")
+
+
+class Picture(NamedTuple):
+    """A picture to ask about.
+
+    Attributes:
+      name: what it is called in the answers.
+      read: gives its bytes; may raise OSError.
+      reason: why it cannot be one, where that is known already.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    reason: str = ""
+
+
+class Answer(NamedTuple):
+    """What a run says of a picture.
+
+    Attributes:
+      name: the picture's.
+      best: (class, probability), the most probable first; empty where there is a reason.
+      reason: why the picture cannot be read.
+    """
+
+    name: str
+    best: tuple[tuple[str, float], ...] = ()
+    reason: str = ""
+
+
+def find_pictures(names: Iterable[str], stdin: Callable[[], bytes]) -> list[Picture]:
+    """The pictures that the command line names, in its order; those of a folder sorted.
+
+    Args:
+      names: files, folders, patterns, or `-`.
+      stdin: what standard input holds, for `-`.
+
+    Raises:
+      UserError: for a pattern that matches nothing, or nothing to do.
+    """
+    found: list[Picture] = []
+    for name in names:
+        if name == "-":
+            found += _from_stdin(stdin())
+        elif os.path.isdir(name):
+            files, skipped = list_images(Path(name))
+            here = [Picture(printable(path), _reader(path)) for path in files.values()]
+            there = [Picture(os.path.join(name, part), bytes, reason) for part, reason in skipped]
+            found += sorted([*here, *there], key=lambda picture: picture.name)
+        elif not os.path.lexists(name) and glob.has_magic(name):
+            matches = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))
+            if not matches:
+                raise UserError(f"{name!r} matches no file")
+            found += [Picture(printable(path), _reader(path)) for path in matches]
+        else:
+            found.append(Picture(printable(name), _reader(name)))
+    if not found:
+        raise UserError("no pictures there; name files, folders or patterns")
+    return found
+
+
+def _reader(path: str) -> Callable[[], bytes]:
+    files = Files([path])
+    return lambda: files(0)
+
+
+def _from_stdin(data: bytes) -> list[Picture]:
+    """Names, a line each, unless it is a picture: no name has a zero byte, and every image format has some."""
+    if b"\0" in data[:65536] or data[:2] == b"\xff\xd8":
+        return [Picture("-", lambda: data)]
+    names = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
+    return [Picture(printable(name), _reader(name)) for name in names]
+
+
+def ask(
+    classifier: "Classifier",
+    pictures: Sequence[Picture],
+    *,
+    batch_size: int = 32,
+    top: int = 5,
+    flips: bool = False,
+    workers: int | None = None,
+) -> Iterator[Answer]:
+    """Answers, in order. Threads decode some batches ahead of the network.
+
+    Args:
+      classifier: a finished run.
+      pictures: what to ask about; only those of a few batches are in memory.
+      batch_size: pictures that go through the network together.
+      top: classes per answer.
+      flips: whether each picture is also seen mirrored, and the probabilities of both averaged.
+      workers: decoding threads; None for one per core.
+    """
+    top, size = min(top, len(classifier.classes)), min(batch_size, 1 << (len(pictures) - 1).bit_length())
+
+    def see(picture: Picture) -> np.ndarray | str:
+        if picture.reason:
+            return picture.reason
+        try:
+            return classifier.see(picture.read())
+        except Unreadable as error:
+            return error.reason
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            return getattr(error, "strerror", None) or one_line(error)
+
+    def start(squares: list[np.ndarray]) -> list[Any]:
+        rows = np.stack([*squares, *[np.zeros_like(squares[0])] * (size - len(squares))])
+        return [classifier.forward(view) for view in ((rows, rows[:, :, ::-1]) if flips else (rows,))]
+
+    def finish(names: list[str], seen: list[np.ndarray | str], running: list[Any]) -> Iterator[Answer]:
+        chances = [classifier.probabilities(np.asarray(logits)) for logits in running]
+        rows = iter(np.mean(chances, axis=0) if chances else ())
+        for name, one in zip(names, seen, strict=True):
+            if isinstance(one, str):
+                yield Answer(name, reason=one)
+                continue
+            row = next(rows)
+            order = np.argsort(-row, kind="stable")[:top]
+            yield Answer(name, tuple((classifier.classes[i], float(row[i])) for i in order))
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        batches = [pictures[i : i + size] for i in range(0, len(pictures), size)]
+        decoding = [[pool.submit(see, picture) for picture in batch] for batch in batches[:2]]
+        waiting: list[Any] = []
+        for number, batch in enumerate(batches):
+            seen = [future.result() for future in decoding.pop(0)]
+            if number + 2 < len(batches):
+                decoding.append([pool.submit(see, picture) for picture in batches[number + 2]])
+            squares = [one for one in seen if not isinstance(one, str)]
+            running = start(squares) if squares else []
+            if waiting:
+                yield from finish(*waiting)
+            waiting = [[picture.name for picture in batch], seen, running]
+        if waiting:
+            yield from finish(*waiting)
+
+
+def as_jsonl(file: TextIO) -> Callable[[Answer], None]:
+    """A line of JSON per picture: `file`, and `top` or `error`."""
+
+    def put(answer: Answer) -> None:
+        told: dict[str, Any] = {"file": answer.name}
+        if answer.reason:
+            told["error"] = answer.reason
+        else:
+            told["top"] = [{"class": name, "probability": round(share, 6)} for name, share in answer.best]
+        file.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+    return put
+
+
+def as_csv(file: TextIO, top: int) -> Callable[[Answer], None]:
+    """A row per picture: file, class and probability by rank, error."""
+    writer = csv.writer(file, lineterminator="\n")
+    ranks = [f"{part}_{rank}" for rank in range(1, top + 1) for part in ("class", "probability")]
+    writer.writerow(["file", *ranks, "error"])
+
+    def put(answer: Answer) -> None:
+        cells = [cell for name, share in answer.best for cell in (name, f"{share:.6f}")]
+        writer.writerow([answer.name, *cells, *[""] * (2 * top - len(cells)), answer.reason])
+
+    return put
+
+
+def as_table(file: TextIO, widest: int) -> Callable[[Answer], None]:
+    """A line per picture, in columns, as they come."""
+
+    def put(answer: Answer) -> None:
+        if answer.reason:
+            words = f"cannot be read: {answer.reason}"
+        else:
+            words = "   ".join(f"{share:6.1%} {name}" for name, share in answer.best)
+        file.write(f"{answer.name:<{widest}}   {words}\n")
+
+    return put
+
+
+def make_parser() -> OneLineParser:
+    parser = OneLineParser("python -m tljax.predict", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("workdir", type=Path, help="the folder of a finished run")
+    parser.add_argument("image", nargs="+", help="a file, a folder, a pattern, or - for standard input")
+    parser.add_argument("--top", type=int, default=3, help="classes per picture")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--batch", type=int, default=32, help="pictures that go through the network together")
+    parser.add_argument("--flips", action="store_true", help="look at each picture mirrored, too, and average")
+    parser.add_argument("--workers", type=int, help="decoding threads; one per core by default")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    return exit_status(lambda: predict(args))
+
+
+def predict(args: Any) -> int:
+    """Prints what the run says; 1 if no picture could be read."""
+    for name in ("top", "batch", "workers"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name}={value} is not a positive number")
+    pictures = find_pictures(args.image, sys.stdin.buffer.read)
+    tune_cpu()
+    from tljax.classifier import load  # after the flags: a mistake is answered at once
+
+    keep_compilations()
+    classifier = load(args.workdir)
+    top = min(args.top, len(classifier.classes))
+    out = sys.stdout
+    put = {"csv": lambda: as_csv(out, top), "jsonl": lambda: as_jsonl(out),
+           "table": lambda: as_table(out, max(len(picture.name) for picture in pictures))}[args.format]()  # fmt: skip
+    unread = 0
+    answers = ask(classifier, pictures, batch_size=args.batch, top=top, flips=args.flips, workers=args.workers)
+    console = Console(stderr=True)
+    shown = console.is_terminal and not out.isatty()  # else the answers themselves show how far it is
+    with Progress(*COLUMNS, console=console, transient=True, disable=not shown) as bar:
+        for answer in bar.track(answers, total=len(pictures), description="pictures"):
+            put(answer)
+            unread += bool(answer.reason)
+    if unread:
+        print(f"tljax: {unread:,} of {len(pictures):,} pictures could not be read", file=sys.stderr)
+    return int(unread == len(pictures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
