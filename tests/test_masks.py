@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tljax.data.batches import in_order, num_batches
+from tljax.data.labels import Sealed
 from tljax.data.load import Data
 from tljax.data.pixels import Pixels
 from tljax.data.source import Source
@@ -42,7 +43,7 @@ def make_data(count, soft=False):
     labels = rng.integers(0, CLASSES, count).astype(np.int32)
     targets = rng.dirichlet(np.ones(CLASSES), count).astype(np.float32) if soft else labels
     source = Source("made", tuple(f"{i:03}" for i in range(count)), labels, tuple("abc"), read=None)
-    return Data(source, {}, targets, labels, pixels)
+    return Data(source, {}, targets, labels, Sealed(labels, "drawn without labels"), pixels)
 
 
 def make_feed(data, indices, batch_size, *, training, features=None, copies=0):
@@ -171,6 +172,7 @@ def test_training_sums_and_gradients_are_those_of_the_real_examples(
         target = label if soft else np.eye(CLASSES)[label]
         logits = x @ KERNEL + BIAS
         chances = softmax(logits)
+        by_group = metrics.pop("norms")
         told = {name: float(value[0]) for name, value in metrics.items()}
         assert told["seen"] == len(rows)
         assert told["correct"] == (logits.argmax(1) == target.argmax(1)).sum()
@@ -183,6 +185,7 @@ def test_training_sums_and_gradients_are_those_of_the_real_examples(
         assert told["grad_norm"] == pytest.approx(
             np.sqrt(sum((g**2).sum() for g in grads.values())), rel=1e-3, abs=1e-6
         )
+        assert {name: float(norm[0]) for name, norm in by_group.items()} == {"head": told["grad_norm"]}
         seen += rows.tolist()
     assert sorted(seen) == sorted(i + 20 * c for c in range(1 + copies) for i in indices)
 
