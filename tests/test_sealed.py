@@ -8,7 +8,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests import tiny
-from tests.test_train import interrupted_after
 from tljax import runs, train
 from tljax.data import load
 from tljax.data.labels import HIDDEN
@@ -99,7 +98,7 @@ def test_looking_at_the_test_every_epoch_is_counted_also_when_interrupted(folder
     assert whole["test_labels"]["read"] == 4 and whole["test_labels"]["by"].pop("the final test") == 1
     assert list(whole["test_labels"]["by"].values()) == [3]
     assert whole["best_by_test"]["flag"]
-    interrupted_after(config, tmp_path / "cut", 8, monkeypatch)
+    tiny.interrupted_after(config, tmp_path / "cut", 8, monkeypatch)
     again = train.run(config, tmp_path / "cut", console=QUIET)
     assert again["test_labels"]["read"] == 4
     for key in ("test", "calibration", "by_class", "duplicates", "best_by_test"):
