@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tljax import checkpoint, train
+from tljax import checkpoint, inspect, train
 from tljax.checkpoint import Checkpoints, saved_steps, saved_variables
 from tljax.errors import UserError
 from tljax.report.console import make_console
@@ -153,3 +153,51 @@ def test_a_damaged_best_checkpoint_is_one_line(tmp_path, monkeypatch):
     ):
         train.run(config, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run/result.json").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch):
+    photos = tiny.make_folder(tmp_path / "photos")
+    config, other = (tiny.make_config(photos, optimizer__lr=lr) for lr in (3e-3, 1e-2))
+    tiny.interrupted_after(config, tmp_path / "run", 3, monkeypatch)
+    tiny.interrupted_after(other, tmp_path / "other", 7, monkeypatch)
+    shutil.copytree(tmp_path / "other/checkpoints/7", tmp_path / "run/checkpoints/7")
+    with pytest.raises(UserError, match="are of a run of another config"):
+        train.run(config, tmp_path / "run", console=QUIET)
+
+
+def test_decoded_images_that_were_damaged_are_decoded_again(tmp_path, monkeypatch):
+    config = tiny.make_config(tiny.make_folder(tmp_path / "photos"), data__memory_gb=1e-7)
+    whole = train.run(config, tmp_path / "whole", console=QUIET)
+    tiny.interrupted_after(config, tmp_path / "cut", 3, monkeypatch)
+    flip(tmp_path / "cut" / "pixels.u8", 0.3)
+    assert train.run(config, tmp_path / "cut", console=QUIET)["history"] == whole["history"]
+
+
+def test_a_best_checkpoint_that_is_gone_is_told_when_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    photos = tiny.make_folder(tmp_path / "photos")
+    config = tiny.make_config(photos, optimizer__lr=1e-30, transfer__bn="all:eval", epochs=4)
+    tiny.interrupted_after(config, tmp_path / "run", 15, monkeypatch)
+    shutil.rmtree(tmp_path / "run/checkpoints/5")
+    with pytest.raises(UserError, match="cannot be tested without it"):
+        train.run(config, tmp_path / "run")
+    assert "the checkpoint of epoch 1, the best so far, is gone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("result.json", "{}"),
+        ("result.json", '{"classes": null}'),
+        ("result.json", ""),
+        ("config.json", '{"model": {}}'),
+    ],
+)
+def test_files_that_were_edited_are_one_line(tmp_path, file, content):
+    config = tiny.make_config(tiny.make_folder(tmp_path / "photos"), epochs=1)
+    train.run(config, tmp_path / "run", console=QUIET)
+    (tmp_path / "run" / file).write_text(content)
+    config.model.weights = str(tmp_path / "run")
+    with pytest.raises(UserError, match=r"is damaged|is not the config of a run"):
+        train.run(config, tmp_path / "other", console=QUIET)
+    with pytest.raises(UserError, match=r"is damaged|is not the config of a run"):
+        inspect.show(tmp_path / "run", None, every_array=False)

@@ -39,7 +39,7 @@ def test_a_run_stops_at_the_step_and_keeps_the_checkpoint_before(photos, tmp_pat
         train.run(config, tmp_path / "run")
     words = str(said.value)
     assert "of epoch 2; learning rate 1e+30" in words
-    assert "the checkpoint of step 5 is good" in words
+    assert "the checkpoint of step 5 is kept" in words
     assert saved_steps(tmp_path / "run") == [5]
     kept = saved_variables(tmp_path / "run", 5)
     assert all(np.isfinite(v).all() for v in jax.tree.leaves(kept))

@@ -42,7 +42,7 @@ def saved(workdir):
     for state in sorted(workdir.rglob("checkpoints/*/state")):
         where = str(state.parent.relative_to(workdir))
         found[where] = jax.tree.leaves(ocp.PyTreeCheckpointer().restore(state.absolute()))
-        record = json.loads((state.parent / "record" / "metadata").read_text())
+        record = json.loads((state.parent / "record" / "metadata").read_text())["record"]
         found[f"{where} record"] = [json.dumps({k: v for k, v in record.items() if k not in TIMES})]
     return found
 

@@ -64,7 +64,7 @@ class Classifier:
 
         @jax.jit
         def run(variables: Any, squares: jax.Array) -> jax.Array:
-            logits = self.model.apply(variables, normalize(squares), Pass())
+            logits: Any = self.model.apply(variables, normalize(squares), Pass())
             return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
         return functools.partial(run, variables)

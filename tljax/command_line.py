@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tljax.errors import UserError, one_line
-from tljax.interrupt import Interrupted, Terminated, terminable
+from tljax.interrupt import Interrupted, handled, obey
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tuple[ConfigDict, Path]:
@@ -132,7 +132,7 @@ def exit_status(command: Callable[[], int | None]) -> int:
     """Runs a command; returns its exit status: what it returns, else 0; 2 after a UserError or where a disk takes no
     more, 128 + a signal."""
     try:
-        with terminable():
+        with handled(obey):
             return command() or 0
     except UserError as error:
         print(f"tljax: {one_line(error)}", file=sys.stderr)
@@ -148,7 +148,7 @@ def exit_status(command: Callable[[], int | None]) -> int:
         print(f"tljax: {interrupted}", file=sys.stderr)
         return 128 + interrupted.number
     except KeyboardInterrupt as interrupted:
-        number = signal.SIGTERM if isinstance(interrupted, Terminated) else signal.SIGINT
+        number = signal.Signals(getattr(interrupted, "number", signal.SIGINT))
         print(f"tljax: {number.name}: interrupted; what was saved stays", file=sys.stderr)
         return 128 + number
 

@@ -211,7 +211,8 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
     """The members side by side, and which of them validation prefers, the first of equals."""
     x, by = trainer.x, "validation" if "val" in trainer.x.data.splits else None
     rows = [
-        {"settings": dict(member.settings), "folder": f"members/{m:03}", "best_step": result["best_step"]}
+        {"settings": dict(member.settings), "folder": f"members/{m:03}"}
+        | {name: result[name] for name in ("best_step", "diverged_step")}
         | {name: result[name] for name in SPLITS.values()}
         for m, (member, result) in enumerate(zip(x.members, results, strict=True))
     ]

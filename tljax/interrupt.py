@@ -1,8 +1,11 @@
 """Ctrl-C and SIGTERM as a request, so that a run can save before it leaves."""
 
 import contextlib
+import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 
 class Interrupted(Exception):
@@ -13,26 +16,43 @@ class Interrupted(Exception):
         self.number = number
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, where nobody listens."""
+class Stopped(KeyboardInterrupt):
+    """A signal came where nobody listens."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DEAF = ("_xla_gc_callback", "__del__")  # functions in which Python prints an exception and goes on
+AGAIN = 0.1  # seconds
+
+
+def obey(number: int, frame: FrameType | None) -> None:
+    """A handler of signals that raises `Stopped`, once that will be heard."""
+    while frame is not None:
+        if frame.f_code.co_name in DEAF:
+            later = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+            later.daemon = True
+            later.start()
+            return
+        frame = frame.f_back
+    raise Stopped(number)
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Lets SIGTERM end what is done by an exception, as Ctrl-C does."""
-
-    def terminate(number: int, frame: object) -> None:
-        del number, frame
-        raise Terminated
-
-    before = None
-    with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there handles signals
-        before = signal.signal(signal.SIGTERM, terminate)
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Has SIGINT and SIGTERM handled so; outside of the main thread whoever runs us there handles them."""
+    before = {}
+    with contextlib.suppress(ValueError):
+        for number in SIGNALS:
+            before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -40,18 +60,11 @@ def listen() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in the list instead of obeying; a second one is obeyed at once."""
     caught: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        del frame
+    def note(number: int, frame: FrameType | None) -> None:
         if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
+            obey(number, frame)
+        else:
+            caught.append(number)
 
-    before = {}
-    with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there handles signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    try:
+    with handled(note):
         yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

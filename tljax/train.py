@@ -136,7 +136,7 @@ class Trainer:
         self.evaluators: dict[str, tuple[Feed, Callable[..., Any]]] = {}
         found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
         if found is None:
-            state = self.like(variables)({"phase": 0})
+            state = self.fresh(0, variables)
         else:
             state, record = found
             self.phase, self.histories = record["phase"], record["histories"]
@@ -147,6 +147,7 @@ class Trainer:
             self.clocks = [Clock(**clock) for clock in record["clocks"]]
             self.x.data.sealed.reads.update(record.get("test_labels", {}))
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
+            self.tell_of_lost_best()
         self.step = int(state.step)
         agree(lambda: {"the step that the run goes on from": self.step})
         self.state = jax_utils.replicate(state)
@@ -155,23 +156,30 @@ class Trainer:
         """A record -> a state at the beginning, with the optimizer of the phase that was saved."""
 
         def state(record: dict[str, Any]) -> TrainState:
-            data = self.x.data
-            if record.get("data", data.fingerprint) != data.fingerprint:
+            data, config = self.x.data, folders.digest_of_config(self.x.config.to_dict())
+            if record["config"] != config:
+                raise UserError(f"the checkpoints in {self.workdir} are of a run of another config; give another "
+                                "--workdir, or --overwrite")  # fmt: skip
+            if record["data"] != data.fingerprint:
                 raise UserError(
                     f"the images of {data.source.spec}, or their split, have changed since this run began: it may have "
                     f"trained on what it would test on; give another --workdir, or --overwrite"
                 )
-            opt_state = self.x.init_optimizer(record["phase"], variables["params"])
-            return TrainState(
-                step=np.zeros((), np.int32),
-                params=variables["params"],
-                batch_stats=variables["batch_stats"],
-                opt_state=opt_state,
-                best=self.no_best(variables) if self.x.population else {},
-                semi=self.x.init_semi(variables, opt_state),
-            )
+            return self.fresh(record["phase"], variables)
 
         return state
+
+    def fresh(self, phase: int, variables: dict[str, Any]) -> TrainState:
+        """The state at the beginning of a run, with the optimizer of a phase."""
+        opt_state = self.x.init_optimizer(phase, variables["params"])
+        return TrainState(
+            step=np.zeros((), np.int32),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=opt_state,
+            best=self.no_best(variables) if self.x.population else {},
+            semi=self.x.init_semi(variables, opt_state),
+        )
 
     def no_best(self, variables: dict[str, Any]) -> dict[str, Any]:
         own = own_parts(self.x.model, self.x.plans[0][0], variables)[0]
@@ -307,7 +315,7 @@ class Trainer:
         raise UserError(
             f"step {number + 1} (of epoch {number // x.steps_per_epoch + 1}; learning rate "
             f"{x.rate(number, self.phase):.3g}) went wrong: {where}; "
-            + (f"the checkpoint of step {kept[-1]} is good" if kept else "there is no checkpoint yet")
+            + (f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet")
             + "; give a lower optimizer.lr, schedule.warmup_epochs or optimizer.clip, or stop_at_nan=False to go on"
         )
 
@@ -325,9 +333,20 @@ class Trainer:
                 break
         return found
 
+    @property
+    def best_row(self) -> dict[str, Any] | None:
+        """The epoch of a single run that would be tested now; the best of members are part of the state."""
+        history = [] if self.x.population else self.histories[0]
+        return chosen_row(history, self.x.config.select) if history else None
+
+    def tell_of_lost_best(self) -> None:
+        best = self.best_row
+        if best and best["step"] not in self.checkpoints.steps():
+            self.console.print(f"the checkpoint of epoch {best['epoch']}, the best so far, is gone: if no later epoch "
+                               "is better, this run cannot be tested")  # fmt: skip
+
     def save(self) -> None:
-        history = [] if self.x.population else self.histories[0]  # the best of members is part of the state
-        best = chosen_row(history, self.x.config.select)["step"] if history else None
+        best = self.best_row
         record = {
             "phase": self.phase,
             "histories": self.histories,
@@ -338,9 +357,10 @@ class Trainer:
             "diverged": self.diverged,
             "clocks": [dataclasses.asdict(clock) for clock in self.clocks],
             "data": self.x.data.fingerprint,
+            "config": folders.digest_of_config(self.x.config.to_dict()),
             "test_labels": dict(self.x.data.sealed.reads),
         }
-        self.checkpoints.save(self.one_replica(), record, best=best)
+        self.checkpoints.save(self.one_replica(), record, best=best["step"] if best else None)
 
     def close_epoch(self, epoch: int) -> list[dict[str, Any]]:
         """Validates, and adds the epoch's line to each member's history."""

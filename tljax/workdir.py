@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -81,8 +82,17 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_result(workdir: Path) -> dict[str, Any] | None:
-    """What a finished run found; None for one that is not finished."""
-    return _read(workdir / RESULT) if (workdir / RESULT).exists() else None
+    """What a finished run found; None for one that is not finished. Raises UserError for one that is damaged."""
+    path = workdir / RESULT
+    if not path.exists():
+        return None
+    result = _read(path)
+    kinds = {"classes": list, "config": dict} | (
+        {"members": list} if "members" in result else {"preprocessing": dict, "best_step": int, "history": list}
+    )
+    if wrong := [name for name, kind in kinds.items() if not isinstance(result.get(name), kind)]:
+        raise UserError(f"{path} is damaged: it has no {wrong[0]}; remove it, and the run ends once more")
+    return result
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -90,16 +100,26 @@ def read_config(workdir: Path) -> dict[str, Any]:
     if not (workdir / CONFIG).is_file():
         raise UserError(f"{workdir} is not the folder of a run: it has no {CONFIG}")
     config = _read(workdir / CONFIG)
-    if not all(isinstance(config.get(part), dict) for part in ("data", "model", "transfer", "optimizer")):
+    parts = ("data", "model", "transfer", "optimizer")
+    if not all(isinstance(config.get(part), dict) for part in parts) or not isinstance(
+        config["model"].get("name"), str
+    ):
         raise UserError(f"{workdir / CONFIG} is not the config of a run of tljax")
     return config
+
+
+def digest_of_config(config: Mapping[str, Any]) -> str:
+    """Of all that a run computes by; where the files lie that it names may change, since folders are moved."""
+    fields = {name: value for name, value in flatten(json.loads(json.dumps(config))).items()
+              if name not in (*FREE, "data.pseudo", "model.weights", "data.source")}  # fmt: skip
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {one_line(error)}") from None
+        raise UserError(f"{path} is damaged, and may be removed: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it is no JSON object")
     return value

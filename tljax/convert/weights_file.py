@@ -89,6 +89,8 @@ def load_weights(path: str | os.PathLike[str], arch: str) -> tuple[dict[str, Any
     Raises:
       UserError: one line that names the file and the reason.
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError(f"{os.fspath(path)} is not a regular file")  # a pipe would be waited for
     arrays, metadata = torch_file.read(path)
     try:
         if metadata.get("format") == FORMAT:

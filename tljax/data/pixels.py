@@ -235,7 +235,7 @@ class _CacheFile:
     def __init__(self, path: Path, key: str):
         self.path = path
         self._key = key
-        self._temporary = ""
+        self._temporary, self._digest = "", hashlib.blake2b()
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -261,13 +261,15 @@ class _CacheFile:
         assert self._file is not None
         try:
             self._file.write(data)
+            self._digest.update(data)
         except OSError as error:
             raise self._no_room(error) from None
 
     def finish(self, sizes: np.ndarray, skipped: list[tuple[str, str]]) -> None:
         """Appends the record (sizes in the order of the images asked for) and moves the file into its place."""
         assert self._file is not None
-        record = json.dumps({"key": self._key, "sizes": sizes.tolist(), "skipped": skipped}).encode()
+        found = {"key": self._key, "digest": self._digest.hexdigest(), "sizes": sizes.tolist(), "skipped": skipped}
+        record = json.dumps(found).encode()
         self.write(record + len(record).to_bytes(8, "little") + _MAGIC)
         try:
             self._file.close()
@@ -296,7 +298,7 @@ def _is_cache(path: Path) -> bool:
 
 
 def _reopen(path: Path, key: str, count: int, wanted: np.ndarray) -> Pixels | None:
-    """What the cache file holds, or None where it is absent, incomplete, or about other images."""
+    """What the cache file holds, or None where it is absent, incomplete, damaged, or about other images."""
     try:
         if not _is_cache(path):
             return None
@@ -313,6 +315,8 @@ def _reopen(path: Path, key: str, count: int, wanted: np.ndarray) -> Pixels | No
         if total != end - length:
             return None
         buffer = np.memmap(path, np.uint8, "r", shape=(total,))
+        if hashlib.blake2b(buffer.data).hexdigest() != record["digest"]:
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Pixels(buffer, _offsets(sizes), sizes, tuple((name, reason) for name, reason in record["skipped"]))

@@ -26,6 +26,7 @@ from tljax.data.load import Listed, open_data
 from tljax.errors import UserError
 from tljax.experiment import outline
 from tljax.finish import CALIBRATION, PREDICTIONS
+from tljax.losses import outputs
 from tljax.report import console as console_lib
 from tljax.report import pictures
 from tljax.semi import labelling
@@ -173,6 +174,13 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     """
     s, file = config.semi, workdir / f"round-{number - 1}" / PREDICTIONS
     (names, logits), temperature = answers_of(file, "unlabelled_names", "unlabelled_logits"), 1.0
+    asked = {listed.source.names[i] for i in listed.splits["unlabelled"]}
+    if not set(names.tolist()) <= asked or logits.shape != (
+        len(names),
+        outputs(config.loss.name, len(listed.source.classes)),
+    ):
+        raise UserError(f"{file} answers for other images or classes than this run has; remove "
+                        f"{file.with_name(folders.RESULT)}, and the round ends once more")  # fmt: skip
     if not np.isfinite(logits).all():
         raise UserError(f"round {number - 1} answers with numbers that are not finite: its training has diverged; "
                         "lower optimizer.lr")  # fmt: skip
