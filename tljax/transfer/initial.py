@@ -50,6 +50,8 @@ def find_weights(text: str | None, arch: str) -> Weights:
             raise UserError(f"model.weights={text} is the folder of a run that is not finished")
         if rounds := result.get("rounds"):  # the last student is a run of its own
             return find_weights(str(path / f"round-{len(rounds) - 1}"), arch)
+        if "rows" in result:
+            raise UserError(f"model.weights={text} is the demo's folder; give that of one of its runs")
         if "members" in result:
             raise UserError(f"model.weights={text} is the folder of a population; run the member you want alone")
         if config["model"]["name"] != arch:
