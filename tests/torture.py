@@ -120,7 +120,7 @@ class Case:
     def kill(self, process: subprocess.Popen[bytes], folder: Path, dice: random.Random, tally: Tally) -> None:
         """Sends a signal at a random moment, most often one at which files are there to be lost."""
         sent = dice.choice(SIGNALS) if dice.random() < POLITE else signal.SIGKILL
-        if dice.random() > 0.1:
+        if dice.random() > 0.1 or sent in SIGNALS:  # while Python starts it hears nothing
             while process.poll() is None and not self.is_at_work(process, folder):
                 time.sleep(0.02)
         try:
