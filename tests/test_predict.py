@@ -193,5 +193,5 @@ def test_formats_and_exit_statuses(finished, photos, tmp_path):
 
 def test_a_result_of_something_else_is_one_line(tmp_path):
     (tmp_path / "result.json").write_text('{"accuracy": 1}')
-    with pytest.raises(UserError, match="is not what a run of this version leaves"):
+    with pytest.raises(UserError, match="is damaged: it has no classes"):
         load(tmp_path)

@@ -93,7 +93,7 @@ def read_result(workdir: Path) -> dict[str, Any] | None:
         {"members": list} if "members" in result else {"preprocessing": dict, "best_step": int, "history": list}
     )
     if wrong := [name for name, kind in kinds.items() if not isinstance(result.get(name), kind)]:
-        raise UserError(f"{path} is damaged: it has no {wrong[0]}; remove it, and the run ends once more")
+        raise UserError(f"{path} is damaged: it has no {wrong[0]}")
     return result
 
 

@@ -189,7 +189,7 @@ def test_a_folder_that_was_moved_goes_on_and_serves_as_weights(folder, tmp_path,
     ("name", "content", "words"),
     [
         ("predictions.npz", b"PK", r"predictions\.npz is missing or damaged .*remove .*result\.json"),
-        ("result.json", b"{}", r"result\.json is damaged: it has no classes; remove it"),
+        ("result.json", b"{}", r"result\.json is damaged: it has no classes"),
         ("result.json", b"{", r"result\.json is damaged"),
     ],
 )

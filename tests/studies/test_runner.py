@@ -174,7 +174,7 @@ def test_damaged_files_are_named_and_leave_the_other_rows(finished, tmp_path):
     (tmp_path / "runs" / f"{jobs[-1].key}.failed.json").write_text("junk")
     found = collect(SMALL, runs, jobs, tmp_path / "runs")
     assert [len(row.found) for row in found.rows] == [2, 1]
-    assert f"is damaged: it is no result of a run; to run it again, delete {tmp_path}/runs/{job.key}" in markdown(
+    assert f"is damaged: it has no classes; to run it again, delete {tmp_path}/runs/{job.key}" in markdown(
         found, scale="full"
     )
     (found.rows[0].found[0].folder / "predictions.npz").write_bytes(b"PK junk")
