@@ -23,7 +23,8 @@ WHERE = {"in", *(f"config.{name}" for name in FREE)}
 def check_same(ours: Path, theirs: Path, *, but: tuple[str, ...] = ()) -> None:
     """Asserts that two finished runs agree in every bit that counts; `but` are more names that may differ, such as
     `config.data.source` or all of `device`."""
-    assert differences(ours, theirs, but=but)[0] == []
+    wrong, _ = differences(ours, theirs, but=but)
+    assert not wrong, wrong
 
 
 def differences(ours: Path, theirs: Path, *, but: tuple[str, ...] = (), ends: bool = False) -> tuple[list[str], int]:
