@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a request, so that a run can save before it leaves."""
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -25,14 +26,18 @@ class Stopped(KeyboardInterrupt):
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DEAF = ("_xla_gc_callback", "__del__")  # functions in which Python prints an exception and goes on
 AGAIN = 0.1  # seconds
 
 
 def obey(number: int, frame: FrameType | None) -> None:
-    """A handler of signals that raises `Stopped`, once that will be heard."""
+    """A handler of signals that raises `Stopped`, once that will be heard.
+
+    What is raised in a destructor or in what Python calls around a collection of garbage, as JAX and others have it do, is
+    printed and forgotten.
+    """
+    deaf = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
-        if frame.f_code.co_name in DEAF:
+        if frame.f_code in deaf or frame.f_code.co_name == "__del__":
             later = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
             later.daemon = True
             later.start()
@@ -51,8 +56,8 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager
