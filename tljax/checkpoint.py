@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 from tljax.errors import UserError, one_line
 from tljax.report import provenance
 from tljax.state import TrainState, averaged, overlaid
+from tljax.workdir import digest_of_json
 
 FOLDER = "checkpoints"
 KEPT = 2  # the newest ones, so that one that was damaged has another before it
@@ -63,7 +63,7 @@ class Checkpoints:
             return
         self._policy.best, self._saving = best, step
         whole = {"versions": provenance.versions(), "digests": digests(state), "record": record}
-        whole |= {"digest": _digest_of_json(whole)}
+        whole |= {"digest": digest_of_json(whole)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(whole))
         self._written(lambda: self._manager.save(step, args=args, force=True))
 
@@ -126,7 +126,7 @@ class Checkpoints:
 
     def _whole(self, step: int) -> dict[str, Any]:
         whole = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-        if whole["digest"] != _digest_of_json({name: value for name, value in whole.items() if name != "digest"}):
+        if whole["digest"] != digest_of_json({name: value for name, value in whole.items() if name != "digest"}):
             raise Damaged("its record is not what was written")
         return whole
 
@@ -157,10 +157,6 @@ def digests(state: Any) -> dict[str, str]:
             found[name].update(f"{leaf.dtype} {leaf.shape} ".encode())
             found[name].update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return {name: one.hexdigest() for name, one in found.items()}
-
-
-def _digest_of_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _compare(found: dict[str, str], expected: dict[str, str]) -> None:

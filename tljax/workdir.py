@@ -114,7 +114,11 @@ def digest_of_config(config: Mapping[str, Any]) -> str:
     """Of all that a run computes by; where the files lie that it names may change, since folders are moved."""
     fields = {name: value for name, value in flatten(json.loads(json.dumps(config))).items()
               if name not in (*FREE, "data.pseudo", "model.weights", "data.source")}  # fmt: skip
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return digest_of_json(fields)
+
+
+def digest_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

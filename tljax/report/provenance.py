@@ -1,5 +1,6 @@
 """What a run ran on."""
 
+import functools
 import importlib.metadata
 import platform
 from typing import Any
@@ -11,6 +12,7 @@ from tljax.machine import is_deterministic
 PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide on numbers."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
