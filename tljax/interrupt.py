@@ -32,8 +32,8 @@ AGAIN = 0.1  # seconds
 def obey(number: int, frame: FrameType | None) -> None:
     """A handler of signals that raises `Stopped`, once that will be heard.
 
-    What is raised in a destructor, or in what JAX and others have Python call around a collection of garbage, is printed
-    and forgotten.
+    What is raised in a destructor, or in what JAX and others have Python call around a collection of garbage, is
+    printed and forgotten.
     """
     deaf = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
