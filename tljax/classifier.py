@@ -56,11 +56,15 @@ class Classifier:
         put_central_square(decode(data, short_side=self.preprocessing.resize), square)
         return square
 
+    @property
+    def normalize(self) -> Callable[[Any], jax.Array]:
+        """Squares uint8 -> what the network takes."""
+        return make_normalize(self.preprocessing.mean, self.preprocessing.std)
+
     @functools.cached_property
     def forward(self) -> Callable[[Any], jax.Array]:
         """Squares uint8 `[B, crop, crop, 3]` -> logits `[B, outputs]`, compiled once per B."""
-        normalize = make_normalize(self.preprocessing.mean, self.preprocessing.std)
-        variables = jax.device_put(self.variables)
+        normalize, variables = self.normalize, jax.device_put(self.variables)
 
         @jax.jit
         def run(variables: Any, squares: jax.Array) -> jax.Array:
