@@ -1,11 +1,13 @@
 """Checkpoints that were damaged, disks that are full: what can be used is, and what was there stays."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import JsonCheckpointHandler
 
 from tests import tiny
 from tljax import checkpoint, inspect, train
@@ -115,6 +117,23 @@ def test_where_none_can_be_read_all_stay(saved, tmp_path):
     with pytest.raises(UserError, match="no checkpoint of this run can be read; give --overwrite"):
         newest(tmp_path / "run")
     assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_a_record_is_what_it_was_when_it_was_saved_however_slow_the_disk(tmp_path, monkeypatch):
+    gone_on, save = threading.Event(), JsonCheckpointHandler._save_fn
+
+    async def slow(self, value, directory):
+        assert gone_on.wait(60)
+        await save(self, value, directory)
+
+    monkeypatch.setattr(JsonCheckpointHandler, "_save_fn", slow)
+    checkpoints, record = Checkpoints(tmp_path), {"histories": [[{"epoch": 1}]]}
+    checkpoints.save(state_at(5), record, best=None)
+    record["histories"][0].append({"epoch": 2})
+    gone_on.set()
+    checkpoints.close()
+    found, told = newest(tmp_path)
+    assert (found[1], told) == ({"histories": [[{"epoch": 1}]]}, [])
 
 
 def test_other_versions_are_told(saved, tmp_path, monkeypatch):

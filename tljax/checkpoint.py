@@ -1,5 +1,6 @@
 """Checkpoints of a run, by Orbax: written in the background, the last ones and the best kept, each with digests."""
 
+import copy
 import errno
 import hashlib
 import os
@@ -62,6 +63,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._policy.best, self._saving = best, step
+        # Orbax writes JSON in a thread, later: what the run makes of its record meanwhile is not to be in it.
+        record = copy.deepcopy(record)
         whole = {"versions": provenance.versions(), "digests": digests(state), "record": record}
         whole |= {"digest": digest_of_json(whole)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(whole))
