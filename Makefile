@@ -17,7 +17,7 @@ test: .venv/installed
 bench: .venv/peer
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-# Kills runs at random moments and compares their ends; about 10 minutes for the 50 kills of default.
+# Kills runs at random moments and compares their ends; about 14 minutes for the 50 kills of default.
 torture: .venv/installed
 	TORTURE_KILLS=$(TORTURE_KILLS) $(BIN)/python -m tests.torture $(ARGS)
 
