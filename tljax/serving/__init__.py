@@ -1,0 +1,1 @@
+"""A finished run behind a local web page and an HTTP endpoint."""
