@@ -93,10 +93,10 @@ class Model(BaseModel):
     accuracy: Accuracy | None
     temperature: float = Field(description="that the logits are divided by; 1: not calibrated")
     side: int = Field(description="pixels of the square that the network sees")
-    top: int
-    most_bytes: int
-    most_pictures: int
-    per_minute: int
+    top: int = Field(description="classes per picture, unless a request says otherwise")
+    most_bytes: int = Field(description="of a request's body")
+    most_pictures: int = Field(description="in one form")
+    per_minute: int = Field(description="pictures of one client")
 
 
 class Health(BaseModel):
@@ -163,7 +163,8 @@ def make_app(desk: Desk, limits: Limits, *, hosts: tuple[str, ...] = ()) -> Fast
     async def _(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=400)  # nobody hears it
 
-    @app.post("/predict", responses=PROBLEMS, openapi_extra=BODY, response_model_exclude_none=True)
+    @app.post("/predict", responses=PROBLEMS, openapi_extra=BODY, response_model_exclude_none=True,
+              response_description="the answers")  # fmt: skip
     async def predict(
         request: Request,
         top: Annotated[int, Query(ge=1, description="classes per picture")] = limits.top,
@@ -200,12 +201,12 @@ def make_app(desk: Desk, limits: Limits, *, hosts: tuple[str, ...] = ()) -> Fast
         ranked = [Ranked(**{"class": best, "probability": share}) for best, share in said.best]
         return Answer(file=name, top=ranked, of=said.of or None, picture=said.picture or None, heat=said.heat or None)
 
-    @app.get("/model")
+    @app.get("/model", response_description="the network")
     async def model() -> Model:
         """Classes, accuracy, and what may be asked."""
         return about(classifier, limits)
 
-    @app.get("/health")
+    @app.get("/health", response_description="it answers")
     async def health() -> Health:
         """Answers while the service does."""
         return Health(status="ready", under_way=desk.taken)
