@@ -315,10 +315,10 @@ def test_another_sites_page_may_not_ask(url, photos, headers, status):
     assert post(url, (photos / "red/000.png").read_bytes(), headers=headers).status_code == status
 
 
-def command(*arguments):
+def command(*arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "tljax.serve", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""},
+        text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": "", **environment},
     )  # fmt: skip
 
 
@@ -361,6 +361,13 @@ def test_a_port_in_use_or_a_wrong_flag_is_one_line_and_status_2(workdir, tmp_pat
             assert process.returncode == 2
             (line,) = errors.splitlines()
             assert line.startswith("tljax: ") and words in line
+
+
+def test_without_the_extra_it_names_it(workdir, tmp_path):
+    (tmp_path / "fastapi.py").write_text("raise ModuleNotFoundError('No module named fastapi', name='fastapi')\n")
+    process = command(workdir, "--port", "0", PYTHONPATH=str(tmp_path))
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, errors) == (2, "tljax: serving needs fastapi: pip install 'tljax[serve]'\n")
 
 
 def test_it_listens_on_ipv6_too():

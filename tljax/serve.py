@@ -51,6 +51,7 @@ def serve(args: Any) -> int:
     with bound(args.host, args.port) as door:
         tune_cpu()
         try:
+            import python_multipart  # noqa: F401  Starlette looks for it when the first form comes
             import uvicorn
 
             from tljax.serving.app import Limits, make_app

@@ -21,19 +21,19 @@ async function introduce() {
 }
 
 async function ask(blob, name, of = null) {
-  if (!model) await introduce();
   asking?.abort();
   const mine = asking = new AbortController();
-  if (blob.size > model.most_bytes) return fail(`${name} has ${(blob.size / 1e6).toFixed(1)} MB; at most ${model.most_bytes / 1e6} MB can be sent`);
+  if (blob.size > model?.most_bytes) return fail(`${name} has ${(blob.size / 1e6).toFixed(1)} MB; at most ${model.most_bytes / 1e6} MB can be sent`);
   const began = performance.now();
   say(`Looking at ${name} …`);
   $("result").setAttribute("aria-busy", "true");
   const query = new URLSearchParams({ heat: "true", ...(of !== null && { of }) });
   try {
+    if (!model) await introduce();
     const headers = { "Content-Type": "application/octet-stream" };
     const response = await fetch(`predict?${query}`, { method: "POST", body: blob, headers, signal: mine.signal });
     const said = await response.json().catch(() => ({ detail: response.statusText }));
-    if (!response.ok) return fail(`${name}: ${said.detail}`);
+    if (!response.ok) return fail(`${name}: ${said.detail}`, of !== null);
     shown = { blob, name };
     await show(said.answers[0], name, performance.now() - began);
   } catch (error) {
@@ -44,9 +44,9 @@ async function ask(blob, name, of = null) {
   }
 }
 
-function fail(reason) {
+function fail(reason, keep = false) {
   say("", reason);
-  $("result").hidden = true;
+  if (!keep) $("result").hidden = true;
   $("result").removeAttribute("aria-busy");
 }
 
