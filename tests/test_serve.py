@@ -322,8 +322,7 @@ def command(*arguments, **environment):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("number, host", [(signal.SIGINT, "127.0.0.1"), (signal.SIGTERM, "0.0.0.0")])
 def test_the_command_says_where_it_answers_and_ends_by_a_signal_with_status_0(workdir, photos, number, host):
     process = command(workdir, "--port", "0", "--top", "2", "--host", host)
     try:
