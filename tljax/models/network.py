@@ -76,5 +76,6 @@ class Network(nn.Module):
         x = x.astype(self.dtype)
         for stage in stages[first:last]:
             x = getattr(self, f"run_{stage.rstrip('0123456789')}")(x, forward, stage)
-            self.sow("intermediates", stage, x)
+            if self.scope and not self.scope.name_reserved(stage, "intermediates"):  # by the stage's one layer
+                self.sow("intermediates", stage, x)
         return x

@@ -53,7 +53,9 @@ class Block(nn.Module):
             y = nn.relu(y) if i < last else y
         if self.project:
             x = self.downsample[1](self.downsample[0](x), mode, forward)
-        out = nn.relu(x + stochastic_depth(y, self.drop, forward.keys, self.number))
+        out = x + stochastic_depth(y, self.drop, forward.keys, self.number)
+        self.sow("intermediates", "before_relu", out)
+        out = nn.relu(out)
         self.sow("intermediates", "out", out)
         return out
 

@@ -33,7 +33,11 @@ class Fire(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.relu(self.squeeze(x))
-        return jnp.concatenate([nn.relu(self.expand1x1(x)), nn.relu(self.expand3x3(x))], axis=-1)
+        parts = [self.expand1x1(x), self.expand3x3(x)]
+        self.sow("intermediates", "before_relu", jnp.concatenate(parts, axis=-1))
+        out = jnp.concatenate([nn.relu(part) for part in parts], axis=-1)
+        self.sow("intermediates", "out", out)
+        return out
 
 
 class SqueezeNet(Network):

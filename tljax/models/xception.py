@@ -104,9 +104,15 @@ class MiniXception(Network):
     def _norm(self, name: str, x: jax.Array, forward: Pass) -> jax.Array:
         return getattr(self, name)(x, forward.mode(name), forward)
 
+    def _relu(self, stage: str, x: jax.Array) -> jax.Array:
+        self.sow("intermediates", f"{stage}_before_relu", x)
+        x = nn.relu(x)
+        self.sow("intermediates", f"{stage}_relu", x)
+        return x
+
     def run_stem(self, x: jax.Array, forward: Pass, stage: str) -> jax.Array:
         del stage
-        return nn.relu(self._norm("norm1", self.conv1(x), forward))
+        return self._relu("stem", self._norm("norm1", self.conv1(x), forward))
 
     def run_block(self, x: jax.Array, forward: Pass, stage: str) -> jax.Array:
         i, y = stage[5:], x
@@ -116,7 +122,7 @@ class MiniXception(Network):
 
     def run_exit(self, x: jax.Array, forward: Pass, stage: str) -> jax.Array:
         convolution, norm = self._layers(stage)
-        return nn.relu(self._norm(norm, getattr(self, convolution)(x), forward))
+        return self._relu(stage, self._norm(norm, getattr(self, convolution)(x), forward))
 
     def run_pool(self, x: jax.Array, forward: Pass, stage: str) -> jax.Array:
         del forward, stage

@@ -1,6 +1,8 @@
 """Pictures of what is inside a network: the filters of its first layer, and what a layer makes of an image."""
 
 import io
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,15 +28,16 @@ def filters_picture(kernel: np.ndarray) -> bytes:
         ax.imshow(0.5 + one / (2 * largest), vmin=0, vmax=1, interpolation="nearest")
     figure.suptitle(f"{count} filters of {kernel.shape[0]} x {kernel.shape[1]}; grey is 0, full scale {largest:.3g}",
                     fontsize=9)  # fmt: skip
-    return _png(figure)
+    return png(figure)
 
 
-def maps_picture(maps: np.ndarray, *, signed: bool) -> bytes:
+def maps_picture(maps: np.ndarray, *, signed: bool, channels: Sequence[int] | None = None) -> bytes:
     """Channels of a layer's output over one image, with the scale that they share, a PNG.
 
     Args:
       maps: `[h, w, channels]`.
       signed: whether they have a sign: zero is then the middle of the scale.
+      channels: what to call them; None counts from 0.
     """
     count = maps.shape[-1]
     columns = int(np.ceil(np.sqrt(count)))
@@ -46,15 +49,19 @@ def maps_picture(maps: np.ndarray, *, signed: bool) -> bytes:
     for i, ax in enumerate(axes.reshape(-1)):
         ax.axis("off")
         if i < count:
-            low, colours = (-largest, "RdBu_r") if signed else (0.0, "magma")
+            # Both scales rise in lightness throughout, so they hold in grey print and for the colour-blind.
+            low, colours = (-largest, "cividis") if signed else (0.0, "magma")
             shown = ax.imshow(maps[..., i], vmin=low, vmax=largest, cmap=colours, interpolation="nearest")
-            ax.set_title(str(i), fontsize=8, pad=2)
+            ax.set_title(str(i if channels is None else channels[i]), fontsize=8, pad=2)
     if shown is not None:
         figure.colorbar(shown, ax=axes, shrink=0.7, label="output")
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    with warnings.catch_warnings():  # a letter that the font lacks is a box in the picture, not a page of warnings
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(file, format="png", dpi=110)
     return file.getvalue()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
+from tljax.activations import first_kernel
 from tljax.data.augment import Augmentation, make_views
 from tljax.data.decode import Unreadable, decode
 from tljax.data.shapes import open_shapes
@@ -24,7 +25,6 @@ from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded
 from tljax.workdir import write_json, write_whole
 
 SHOWN = 16  # channels of the first layer
-KERNEL = {"squeezenet": ("features_0", "kernel"), "resnet": ("conv1", "kernel")}
 PICTURES = {
     "filters": "the filters of the first layer",
     "before": f"the first {SHOWN} channels of the first layer, before its activation",
@@ -72,14 +72,11 @@ def look(one: Look, picture: Path | None, weights: str | None) -> Seen:
     logits, sown = model.apply(variables, x, mutable=["intermediates"])
     inside: Any = sown["intermediates"]
     shares = softmax(np.asarray(logits[0], np.float64))
-    kernel: Any = variables["params"]
-    for part in next(path for kind, path in KERNEL.items() if one.model.startswith(kind)):
-        kernel = kernel[part]
     pixels = np.asarray(x[0]) * np.array(found.std) + np.array(found.mean)
     return Seen(
         picture=np.round(255 * pixels).clip(0, 255).astype(np.uint8),
         best=tuple((class_names()[i], float(shares[i])) for i in np.argsort(-shares)[: len(one.published)]),
-        kernel=np.asarray(kernel),
+        kernel=first_kernel(model, variables["params"]),
         before=np.asarray(inside["stem_before_relu"][0][0]),
         after=np.asarray(inside["stem_relu"][0][0]),
     )
