@@ -80,6 +80,17 @@ def by_class(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -
     return {name: _share(int(right[labels == c].sum()), int((labels == c).sum())) for c, name in enumerate(classes)}
 
 
+def confusion(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Images by true class (rows) and answer (columns), int64 `[classes, classes]`.
+
+    Left out are answers beyond the classes: a head may have more outputs than there are classes.
+    """
+    answers, counts = predictions(logits), np.zeros((classes, classes), np.int64)
+    inside = answers < classes
+    np.add.at(counts, (labels[inside], answers[inside]), 1)
+    return counts
+
+
 def _share(correct: int, seen: int) -> dict[str, Any]:
     return {
         "accuracy": correct / seen if seen else None, "correct": correct, "seen": seen,

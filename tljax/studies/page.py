@@ -14,7 +14,7 @@ from scipy.special import softmax
 from tljax.data.decode import Unreadable, decode
 from tljax.data.load import open_source
 from tljax.errors import UserError
-from tljax.losses import predictions
+from tljax.evaluation import confusion
 from tljax.studies import figures, table
 from tljax.studies.results import Findings, Found, Row
 from tljax.studies.scales import SCALES
@@ -74,11 +74,7 @@ def _confusion(found: Found) -> str | None:
     if len(classes) > 40:
         return None
     _, labels, logits = found.predictions("test")
-    answers = predictions(logits)
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    inside = answers < len(classes)  # a head may have more outputs than there are classes
-    np.add.at(counts, (labels[inside], answers[inside]), 1)
-    return figures.confusion_picture(counts, classes)
+    return figures.confusion_picture(confusion(logits, labels, len(classes)), classes)
 
 
 def _mistakes(found: Found) -> list[dict[str, Any]]:
