@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from tljax.classifier import Classifier
 from tljax.models import Network, Pass, variable_shapes
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
 def first_kernel(model: Network, params: Any) -> np.ndarray:
     """The filters of the first convolution, float32 `[H, W, 3, filters]`."""
-    flat = flax.traverse_util.flatten_dict(params)
+    flat: Any = flatten_dict(params)
     (kernel,) = (v for path, v in flat.items() if v.ndim == 4 and model.group_of(path) == model.groups[0])
     return np.asarray(kernel, np.float32)
 
@@ -81,7 +81,8 @@ def maps_of(
             for name, layer in chosen.items()
         }
 
-    return jax.tree.map(np.asarray, run(classifier.variables, square[None]))
+    found = jax.tree.map(np.asarray, run(classifier.variables, square[None]))
+    return {name: found[name] for name in chosen}
 
 
 def make_features(classifier: Classifier) -> Callable[[np.ndarray], np.ndarray]:
@@ -121,7 +122,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _flatten(sown: Any) -> dict[Path, tuple[Any, ...]]:
-    return flax.traverse_util.flatten_dict(sown)
+    flat: Any = flatten_dict(sown)
+    return flat
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

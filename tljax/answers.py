@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -113,7 +114,7 @@ def open_images(classifier: Classifier, source: str = "", answers: Answers | Non
     Raises:
       UserError: where they cannot be listed, or are others by now.
     """
-    config = ConfigDict(classifier.result["config"])
+    config: Any = ConfigDict(classifier.result["config"])
     config.data.source = source or config.data.source
     if config.data.pseudo and not Path(config.data.pseudo).is_absolute() and not Path(config.data.pseudo).exists():
         config.data.pseudo = str(classifier.workdir.parent / Path(config.data.pseudo).name)

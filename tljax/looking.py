@@ -1,6 +1,7 @@
 """The parts of a look at a finished run, each computed, drawn and put on the page; what cannot be is said."""
 
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from tljax.activations import Layer, first_kernel, make_features, maps_of, nearest
@@ -88,9 +90,13 @@ class _Look:
         except UserError as reason:
             self.notes.append(f"pictures of the run's images and nearest training images are left out: {reason}")
 
-    def write(self, name: str, data: bytes) -> dict[str, str]:
+    def write(self, name: str, data: bytes, *, photo: bool = False) -> dict[str, str]:
+        """Writes a PNG; on the page one with a photograph in it is a JPEG, a fifth as large."""
         write_whole(self.folder / name, data)
-        return {"file": name, "address": data_address("image/png", data)}
+        if not photo:
+            return {"file": name, "address": data_address("image/png", data)}
+        with Image.open(io.BytesIO(data)) as image:
+            return {"file": name, "address": jpeg_address(np.asarray(image.convert("RGB")), quality=88)}
 
     def called(self, index: int) -> str:
         return self.classifier.classes[index]
@@ -206,7 +212,7 @@ class _Look:
             data = reason_picture(Reason(one.square, tuple(shown), fine[i]), title=title)
             best = np.argsort(-shares[i], kind="stable")[:3]
             told.append({
-                "name": one.name, "title": title, "picture": self.write(f"explained-{i + 1:02}.png", data),
+                "name": one.name, "title": title, "picture": self.write(f"explained-{i + 1:02}.png", data, photo=True),
                 "best": [(self.called(int(c)), float(shares[i, c])) for c in best],
                 "words": ", ".join(f"{self.called(int(c))} {share_words(float(shares[i, c]))}" for c in best),
                 "label": None if one.label is None else self.called(one.label), "near": None,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import ListedColormap, Normalize
@@ -117,7 +118,7 @@ def reason_picture(reason: Reason, *, title: str) -> bytes:
     return png(figure)
 
 
-def _bar(figure: Figure, ax: object, scale: ScalarMappable, words: str) -> Colorbar:
+def _bar(figure: Figure, ax: Axes, scale: ScalarMappable, words: str) -> Colorbar:
     bar = figure.colorbar(scale, ax=ax, orientation="horizontal", shrink=0.9, pad=0.02)
     bar.set_label(words, fontsize=8)
     bar.ax.tick_params(labelsize=7)
