@@ -5,7 +5,7 @@ PROCESSES ?= 2
 FUZZ_SECONDS ?= 1800
 TORTURE_KILLS ?= 50
 
-.PHONY: demo test lint bench torture fuzz clean
+.PHONY: demo test lint bench torture fuzz docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
@@ -24,6 +24,10 @@ torture: .venv/installed
 # Hostile weights: mutates them for FUZZ_SECONDS and says what was lost; Linux only.
 fuzz: .venv/fuzz
 	$(BIN)/python -m tests.fuzz.run $(FUZZ_SECONDS)
+
+# The site, in build/site; a warning is an error.
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -46,6 +50,10 @@ lint: .venv/installed
 
 .venv/fuzz: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt atheris
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),docs]'
 	touch $@
 
 clean:

@@ -1,0 +1,168 @@
+"""What mkdocs writes itself: fields, commands, notebooks, and pages that lie elsewhere. Used by mkdocs.yml."""
+
+import hashlib
+import html
+import io
+import os
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+ELSEWHERE = {"changelog.md": ROOT / "CHANGELOG.md", "speed.md": ROOT / "benchmarks" / "README.md"}
+LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
+
+
+class Field(NamedTuple):
+    """A field of configs/common.py.
+
+    Attributes:
+      name: with dots, without `config.`.
+      default: as it is written; empty for a part that has fields of its own.
+      meaning: its comments, those above it first.
+    """
+
+    name: str
+    default: str
+    meaning: str
+
+
+def read_fields(text: str) -> list[Field]:
+    """The fields of a config file, in its order, with what its comments say of them."""
+    comments: dict[int, tuple[bool, str]] = {}  # by line: whether it is alone there, and its words
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            comments[row] = (not token.line[:column].strip(), token.string.lstrip("# "))
+    fields = []
+    for row, line in enumerate(text.splitlines(), 1):
+        code = line[: line.index("#")] if row in comments and not comments[row][0] else line
+        found = re.match(r"    (\w+)\.(\w+) = (.+?)\s*$", code)
+        if not found or (row in comments and comments[row][0]):
+            continue
+        above, i = [], row - 1
+        while comments.get(i, (False, ""))[0]:
+            above.insert(0, comments[i][1])
+            i -= 1
+        part, name, default = found.groups()
+        meaning = " ".join([*above, *([comments[row][1]] if row in comments else [])])
+        is_part = default.endswith("ConfigDict()")
+        fields.append(Field(name if part == "config" else f"{part}.{name}", "" if is_part else default, meaning))
+    return fields
+
+
+def fields_page() -> str:
+    """Every field in a table of its part."""
+    out = [
+        "# Config fields\n",
+        "`--config FILE` names a config; `--config.x.y=VALUE` sets a field of it. A file of `configs/` starts from",
+        "these defaults and changes some; a name that is not here is refused, with the nearest that is. Empty fields",
+        "say in words what stands in for them.\n",
+        "## The run",
+    ]
+    table = ["", '<div class="fields" markdown>', "", "| field | default | meaning |", "|---|---|---|"]
+    out += table
+    for field in read_fields((ROOT / "configs" / "common.py").read_text(encoding="utf-8")):
+        if not field.default:
+            out += ["", "</div>", "", f"## {field.name}", "", _sentence(field.meaning), *table]
+            continue
+        default = re.sub(r"placeholder\(\w+\)|^\"\"$|^\(\)$", "", field.default)
+        shown = f"`{default}`" if default else "empty"
+        anchor = f'<span id="{field.name}"></span>'
+        out.append(f"| {anchor}`{field.name}` | {shown} | {_cell(field.meaning)} |")
+    return "\n".join([*out, "", "</div>", ""])
+
+
+def _sentence(words: str) -> str:
+    words = html.escape(words, quote=False)
+    return words[:1].upper() + words[1:]
+
+
+def _cell(words: str) -> str:
+    return _sentence(words).replace("|", "\\|").replace("*", "\\*")
+
+
+def commands() -> list[str]:
+    """The modules that are commands for people: `python -m tljax.X --help` says something."""
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted((ROOT / "tljax").glob("*.py"))}
+    return [
+        name for name, text in texts.items() if '"__main__"' in text and re.search("OneLineParser|FlagValues", text)
+    ]
+
+
+def help_of(command: str, *parts: str) -> str:
+    """What a command says of itself."""
+    env = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    args = [sys.executable, "-m", f"tljax.{command}", *parts, "--help"]
+    return subprocess.run(args, capture_output=True, text=True, check=True, env=env, cwd=ROOT).stdout.strip()
+
+
+def commands_page() -> str:
+    """What `--help` prints, command by command."""
+    out = ["# Commands\n", "What `--help` prints. Each ends with 0, with 2 and one line after a mistake in what was",
+           "asked, or with 128 plus the signal that ended it.\n"]  # fmt: skip
+    names = sorted(commands(), key=lambda name: (name != "main", name))
+    for name in names:
+        out += [f"## tljax.{name}\n", "```text", help_of(name), "```\n"]
+        if name == "study":
+            out += ["```text", help_of(name, "run"), "```\n"]
+    return "\n".join(out)
+
+
+def page_from(path: Path, pages: set[str]) -> str:
+    """A page that lies outside of docs/; links to what is not on the site become words."""
+
+    def link(found: re.Match[str]) -> str:
+        words, target = found.groups()
+        if target.startswith("https:"):
+            return found[0]
+        there = os.path.relpath(path.parent / target.partition("#")[0], ROOT / "docs")
+        return f"[{words}]({there})" if there in pages else words
+
+    return LINK.sub(link, path.read_text(encoding="utf-8"))
+
+
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook, run now, as Markdown, and its pictures by name. What it gave is kept in build/notebooks as long as
+    neither it nor the code changes."""
+    import nbformat
+    from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    sources = [path, *sorted((ROOT / "tljax").rglob("*.py")), *sorted((ROOT / "configs").glob("*.py"))]
+    digest = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    kept = ROOT / "build" / "notebooks" / f"{path.stem}-{digest}.ipynb"
+    if not kept.is_file():
+        book = nbformat.read(path, as_version=4)
+        ExecutePreprocessor(timeout=1200, kernel_name="python3").preprocess(
+            book, {"metadata": {"path": str(path.parent)}}
+        )
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(book, kept)
+    exporter: Any = MarkdownExporter()
+    text, resources = exporter.from_notebook_node(
+        nbformat.read(kept, as_version=4), {"output_files_dir": f"{path.stem}_files"}
+    )
+    return text, {name: bytes(data) for name, data in resources["outputs"].items()}
+
+
+def on_files(files: Files, *, config: Any) -> Files:
+    """Adds what is written here to the site's pages."""
+    for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        files.remove(notebook)
+        text, pictures = notebook_page(Path(notebook.abs_src_path or ""))
+        files.append(File.generated(config, notebook.src_uri.removesuffix(".ipynb") + ".md", content=text))
+        folder = os.path.dirname(notebook.src_uri)
+        for name, data in pictures.items():
+            files.append(File.generated(config, os.path.join(folder, name), content=data))
+    files.append(File.generated(config, "reference/config.md", content=fields_page()))
+    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
+    pages = {file.src_uri for file in files if file.is_documentation_page()} | set(ELSEWHERE)
+    for uri, path in ELSEWHERE.items():
+        files.append(File.generated(config, uri, content=page_from(path, pages)))
+    return files
