@@ -120,7 +120,8 @@ def give(
 
     Args:
       source: its labels are `HIDDEN` where they are out of reach.
-      labelled, unlabelled: indices into it.
+      labelled: indices into it.
+      unlabelled: likewise.
       pseudo: labels of some of the unlabelled ones.
 
     Returns:

@@ -219,10 +219,13 @@ def make_joint_step(
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes `step(state, batch, key) -> (state, metrics)`, on one replica's share of a batch.
 
+    Arguments that are not named here are as for `steps.make_train_step`.
+
     Args:
-      model, plan, family, loss, begin, cut, cross_replica_bn, axis: as for `steps.make_train_step`.
       method: which, and its numbers.
-      labelled, weak, strong: what turns keys and a part of a batch into inputs of stage `begin`.
+      labelled: what turns keys and a part of a batch into inputs of stage `begin`.
+      weak: likewise, of unlabelled images.
+      strong: likewise, of their second views.
 
     Returns:
       The step. A batch has `labelled` and `weak`, each as `steps.make_train_step` takes a batch, and `strong` where

@@ -76,7 +76,8 @@ def passed_on(teacher: np.ndarray, student: np.ndarray, truth: np.ndarray) -> di
     """What became of a teacher's mistakes, on images that neither network was trained on.
 
     Args:
-      teacher, student: logits `[N, outputs]`.
+      teacher: logits `[N, outputs]`.
+      student: likewise.
       truth: labels `[N]`.
 
     Returns:
