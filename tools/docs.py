@@ -69,22 +69,18 @@ def fields_page() -> str:
     out += table
     for field in read_fields((ROOT / "configs" / "common.py").read_text(encoding="utf-8")):
         if not field.default:
-            out += ["", "</div>", "", f"## {field.name}", "", _sentence(field.meaning), *table]
+            out += ["", "</div>", "", f"## {field.name}", "", _plain(field.meaning), *table]
             continue
         default = re.sub(r"placeholder\(\w+\)|^\"\"$|^\(\)$", "", field.default)
         shown = f"`{default}`" if default else "empty"
         anchor = f'<span id="{field.name}"></span>'
-        out.append(f"| {anchor}`{field.name}` | {shown} | {_cell(field.meaning)} |")
+        out.append(f"| {anchor}`{field.name}` | {shown} | {_plain(field.meaning)} |")
     return "\n".join([*out, "", "</div>", ""])
 
 
-def _sentence(words: str) -> str:
-    words = html.escape(words, quote=False)
-    return words[:1].upper() + words[1:]
-
-
-def _cell(words: str) -> str:
-    return _sentence(words).replace("|", "\\|").replace("*", "\\*")
+def _plain(words: str) -> str:
+    """As Markdown that shows these words, within a table, too."""
+    return html.escape(words, quote=False).replace("|", "\\|").replace("*", "\\*")
 
 
 def commands() -> list[str]:
