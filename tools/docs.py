@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tokenize
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,8 +125,8 @@ def page_from(path: Path, pages: set[str]) -> str:
 
 
 def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
-    """A notebook, run now, as Markdown, and its pictures by name. What it gave is kept in build/notebooks as long as
-    neither it nor the code changes."""
+    """A notebook, run now in an empty folder, as Markdown, and its pictures by name. What it gave is kept in
+    build/notebooks as long as neither it nor the code changes."""
     import nbformat
     from nbconvert import MarkdownExporter
     from nbconvert.preprocessors import ExecutePreprocessor
@@ -135,9 +136,8 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
     kept = ROOT / "build" / "notebooks" / f"{path.stem}-{digest}.ipynb"
     if not kept.is_file():
         book = nbformat.read(path, as_version=4)
-        ExecutePreprocessor(timeout=1200, kernel_name="python3").preprocess(
-            book, {"metadata": {"path": str(path.parent)}}
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            ExecutePreprocessor(timeout=1200).preprocess(book, {"metadata": {"path": folder}})
         kept.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(book, kept)
     exporter: Any = MarkdownExporter()
