@@ -162,3 +162,9 @@ def on_files(files: Files, *, config: Any) -> Files:
     for uri, path in ELSEWHERE.items():
         files.append(File.generated(config, uri, content=page_from(path, pages)))
     return files
+
+
+def on_page_markdown(markdown: str, **others: Any) -> str:
+    """Leads links to notebooks to the pages they became."""
+    del others
+    return re.sub(r"(\]\((?!\w+:)[^)#\s]+)\.ipynb(?=[)#])", r"\1.md", markdown)
