@@ -96,13 +96,18 @@ def help_of(command: str, *parts: str) -> str:
     """What a command says of itself."""
     env = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     args = [sys.executable, "-m", f"tljax.{command}", *parts, "--help"]
-    return subprocess.run(args, capture_output=True, text=True, check=True, env=env, cwd=ROOT).stdout.strip()
+    said = subprocess.run(args, capture_output=True, text=True, check=True, env=env, cwd=ROOT).stdout
+    return said.replace(f"{ROOT}{os.sep}", "").strip()
 
 
 def commands_page() -> str:
     """What `--help` prints, command by command."""
-    out = ["# Commands\n", "What `--help` prints. Each ends with 0, with 2 and one line after a mistake in what was",
-           "asked, or with 128 plus the signal that ended it.\n"]  # fmt: skip
+    out = [
+        "# Commands\n",
+        "What `--help` prints. A command ends with 0; with 1 if what it was asked about failed (no picture could",
+        "be read, a study's runs failed); with 2 and one line after a mistake in what was asked, or where a disk takes",
+        "no more; with 75 where another process of the same run is gone; with 128 plus the signal that ended it.\n",
+    ]
     names = sorted(commands(), key=lambda name: (name != "main", name))
     for name in names:
         out += [f"## tljax.{name}\n", "```text", help_of(name), "```\n"]
