@@ -3,9 +3,11 @@
 Whatever is chosen by shape or backend is chosen here, so that the model files read like the papers' tables.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -20,6 +22,24 @@ Padding = int | Literal["same"]
 
 TORCH_MOMENTUM = 0.1  # the share of the new batch; Flax's own layer counts the other way round
 EPSILON = 1e-5
+
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """What is traced within is made of convolutions and poolings as such, whatever this machine is fast at: for
+    programs that run elsewhere, without gradients."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def on_cpu() -> bool:
+    """Whether to take the forms that XLA's CPU backend is fast at."""
+    return jax.default_backend() == "cpu" and not _plain.get()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +129,14 @@ def conv(
         bias_init=bias_init,
         dtype=dtype,
         param_dtype=parameter_dtype(dtype),
-        conv_general_dilated=cpu.conv if jax.default_backend() == "cpu" else None,
+        conv_general_dilated=cpu.conv if on_cpu() else None,
         name=name,
     )
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Each channel of `[B, H, W, C]` with its own square kernel of `[odd, odd, 1, C]`; the sides stay as they are."""
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return cpu.depthwise_conv(x, kernel)
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
@@ -225,6 +245,6 @@ def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: Padding
     else:
         over = [-(size + 2 * padding - window) % stride if ceil else 0 for size in x.shape[1:3]]
         sides = [(padding, padding + more) for more in over]
-    if jax.default_backend() == "cpu" or is_deterministic():  # XLA's own scatters backward, then value by value
+    if on_cpu() or (is_deterministic() and not _plain.get()):  # XLA's own scatters backward, then value by value
         return cpu.max_pool(x, window, stride, tuple(sides))
     return nn.max_pool(x, (window, window), (stride, stride), sides)
