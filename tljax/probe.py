@@ -1,4 +1,4 @@
-"""What fixed features are worth for some labels: a cross-validated linear probe, LogME, labels that are likely wrong."""
+"""What fixed features are worth for labels: a cross-validated linear probe, LogME, labels that are likely wrong."""
 
 import dataclasses
 from collections.abc import Sequence

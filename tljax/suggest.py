@@ -1,4 +1,4 @@
-"""`python -m tljax.suggest --config FILE`: before training, which backbone, layers and rate, and what is wrong in the data.
+"""`python -m tljax.suggest --config FILE`: before training, what to train at which rate, and what is wrong in the data.
 
     python -m tljax.suggest --config configs/folder.py --config.data.source=folder:photos
     python -m tljax.suggest --config configs/folder.py --backbones=squeezenet1_0=FILE,resnet18:layer3=FILE
@@ -94,7 +94,7 @@ def suggest(
       config: as `configs/common.py` describes.
       backbones: to choose among; None for those whose weights are here.
       images: training images that are used at most, of each class in proportion.
-      epochs: of the short runs; 0: of the head alone the config's, else 3 at most.
+      epochs: of the short runs; 0: of the head alone as many as make the config's number of updates, else 3 at most.
       layers: whether the head alone, and the last stage with it, are tried beside the config's own plan.
       console: where to print.
 
@@ -133,7 +133,7 @@ def suggest(
         for train in dict.fromkeys(plans):
             alone = train == "head"
             rates = [rate * (SGD if config.optimizer.name == "sgd" else 1) for rate in (HEAD_RATES if alone else RATES)]
-            short = epochs or (config.epochs if alone else min(config.epochs, 3))
+            short = epochs or (head_epochs(config, best) if alone else min(config.epochs, 3))
             tried.append(
                 trial.try_rates(
                     config, best.backbone, train, rates, epochs=short, images=images, folder=folder, console=quiet
@@ -176,6 +176,13 @@ def look(config: Any, backbone: "Backbone", *, images: int, folder: Path, consol
     folds = make_folds(labels, min(FOLDS, least), groups=copies)
     probed = cross_validate(seen.features, labels, folds)
     return Looked(backbone, seen, probed, log_me(seen.features, labels), time.perf_counter() - began)
+
+
+def head_epochs(config: Any, best: Looked) -> int:
+    """As many epochs on some of the images as make the updates that the config's make on all: the best rate depends on
+    their number, and on kept features they cost little."""
+    whole, part = (len(x.data.splits["train"]) for x in (best.seen.whole, best.seen.x))
+    return round(config.epochs * whole / part)
 
 
 def choose_plan(tried: "Sequence[Trial]") -> "Trial":
@@ -262,8 +269,8 @@ def problems(data: "Data") -> list[str]:
         found.append(f"classes with fewer than {FEW} training images: {', '.join(few)}")
     if counts.min() and counts.max() >= IMBALANCE * counts.min():
         most, least = int(counts.argmax()), int(counts.argmin())
-        found.append(f"imbalance: {names[most]} has {counts[most]:,} training images, {names[least]} {counts[least]:,}; "
-                     "accuracy says little of the small ones: look at it by class")  # fmt: skip
+        found.append(f"imbalance: {names[most]} has {counts[most]:,} training images, {names[least]} "
+                     f"{counts[least]:,}; accuracy says little of the small ones: look at it by class")  # fmt: skip
     if data.skipped:
         examples = "; ".join(f"{name!r}: {reason}" for name, reason in data.skipped[:3])
         found.append(f"{len(data.skipped):,} files skipped: {examples}")
@@ -376,7 +383,7 @@ def make_flags() -> flags.FlagValues:
     flags.DEFINE_string("out", "suggested.py", "the config file to write; a .json beside it has all numbers",
                         flag_values=values)  # fmt: skip
     flags.DEFINE_integer("images", 1000, "training images that are used at most", lower_bound=10, flag_values=values)
-    flags.DEFINE_integer("epochs", 0, "of the short runs; 0: of the head alone the config's, else 3 at most",
+    flags.DEFINE_integer("epochs", 0, "of the short runs; 0: of the head alone as many as make the config's updates, else 3",
                          lower_bound=0, flag_values=values)  # fmt: skip
     flags.DEFINE_bool("layers", True, "try the head alone and the last stage with it, beside the config's own plan",
                       flag_values=values)  # fmt: skip

@@ -67,8 +67,8 @@ def read_backbones(text: str) -> tuple[Backbone, ...]:
         who, equals, weights = part.partition("=")
         name, colon, until = who.partition(":")
         if not name or (equals and not weights) or (colon and not until):
-            raise UserError(f"--backbones={text!r}: {part!r} is not NAME, NAME=WEIGHTS or NAME:LAST_STAGE=WEIGHTS, as in "
-                            "resnet18:layer3=resnet18.pth")  # fmt: skip
+            raise UserError(f"--backbones={text!r}: {part!r} is not NAME, NAME=WEIGHTS or NAME:LAST_STAGE=WEIGHTS, "
+                            "as in resnet18:layer3=resnet18.pth")  # fmt: skip
         create_model(name, until=until or None)
         found.append(Backbone(name, until or None, weights or "imagenet"))
     if len({str(one) for one in found}) < len(found):
