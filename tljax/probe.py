@@ -145,13 +145,13 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
         along = (vectors.T @ target) ** 2
         beyond = max(float(target @ target - along.sum()), 0.0)  # what no weights explain
         alpha = beta = 1.0
-        for _ in range(200):
+        for _ in range(5000):  # slow where the evidence is flat, and cheap
             gamma = (beta * squares / (alpha + beta * squares)).sum()
             length = (beta**2 * squares * along / (alpha + beta * squares) ** 2).sum()
             missed = (alpha**2 * along / (alpha + beta * squares) ** 2).sum() + beyond
             before = alpha / beta
             alpha, beta = gamma / max(length, 1e-12), (count - gamma) / max(missed, 1e-12)
-            if abs(alpha / beta - before) <= 1e-6 * before:
+            if abs(alpha / beta - before) <= 1e-8 * before:
                 break
         length = (beta**2 * squares * along / (alpha + beta * squares) ** 2).sum()
         missed = (alpha**2 * along / (alpha + beta * squares) ** 2).sum() + beyond

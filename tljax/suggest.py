@@ -383,8 +383,8 @@ def make_flags() -> flags.FlagValues:
     flags.DEFINE_string("out", "suggested.py", "the config file to write; a .json beside it has all numbers",
                         flag_values=values)  # fmt: skip
     flags.DEFINE_integer("images", 1000, "training images that are used at most", lower_bound=10, flag_values=values)
-    flags.DEFINE_integer("epochs", 0, "of the short runs; 0: of the head alone as many as make the config's updates, else 3",
-                         lower_bound=0, flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("epochs", 0, "of the short runs; 0: of the head alone as many as make the config's number of "
+                         "updates, else 3 at most", lower_bound=0, flag_values=values)  # fmt: skip
     flags.DEFINE_bool("layers", True, "try the head alone and the last stage with it, beside the config's own plan",
                       flag_values=values)  # fmt: skip
     return values
