@@ -50,7 +50,7 @@ CASES = {
 }
 
 
-def make_config(data: Path, links: Path, name: str):
+def make_config(data: Path, links: Path, name: str, seed: int = 0):
     """A case's config, as a user would write it."""
     kind, classes, fields, plan = CASES[name]
     config = common.get_config()
@@ -66,7 +66,7 @@ def make_config(data: Path, links: Path, name: str):
         config.data.source = f"pets:{data / 'oxford_pets_3breeds'}"
     for field, value in fields.items():
         config.data[field] = value
-    config.data.size = 64
+    config.data.size, config.data.split_seed = 64, seed
     config.epochs, config.cache.views, config.pictures = 8, 2, False
     config.model.name, config.model.until = "resnet18", "layer3"
     config.model.weights = str(data / "resnet18_to_layer3-imagenet.pth")
@@ -102,17 +102,18 @@ def judge_rate(right, rates, lr):
     }  # fmt: skip
 
 
-def run_case(name, data, backbones, folder: Path):
+def run_case(name, data, backbones, folder: Path, seed: int):
     """Suggests, runs in full, compares."""
-    config, last = make_config(data, folder, name), CASES[name][3] == "last"
+    config, last = make_config(data, folder, name, seed), CASES[name][3] == "last"
     rates = list(suggest.RATES if last else suggest.HEAD_RATES)
     began = time.perf_counter()
     said = suggest.suggest(config, backbones, layers=False, console=QUIET)
     seconds = time.perf_counter() - began
     full = full_runs(config, backbones, rates, folder)
-    chosen, lr = str(said.looked[0].backbone), said.fields["optimizer.lr"]
+    chosen, lr = str(said.best.backbone), said.fields["optimizer.lr"]
     test = {who: right["test"][int(right["val"].sum(1).argmax())] for who, right in full.items()}
-    best = max(test, key=lambda who: test[who].sum())
+    best, by_probe = max(test, key=lambda who: test[who].sum()), str(said.looked[0].backbone)
+    by_log_me = str(max(said.looked, key=lambda one: one.log_me).backbone)
     apart = suggest.p_value(*test.values())  # of the two backbones
     return {
         "case": name, "suggest_seconds": seconds, "images": len(said.looked[0].probed.labels),
@@ -120,7 +121,11 @@ def run_case(name, data, backbones, folder: Path):
         "probe": {str(one.backbone): [int(one.probed.right.sum()), one.log_me] for one in said.looked},
         "test": {who: [int(right.sum()), len(right)] for who, right in test.items()},
         "backbone_outright": bool(test[chosen].sum() == test[best].sum()),
+        "tried": len(said.rivals),
+        "by_probe": by_probe, "by_log_me": by_log_me,
         "backbone_right": bool(chosen == best or apart >= suggest.LEVEL),
+        "probe_right": bool(by_probe == best or apart >= suggest.LEVEL),
+        "log_me_right": bool(by_log_me == best or apart >= suggest.LEVEL),
         "rate": judge_rate(full[chosen]["val"], rates, lr),
         "default_rate": judge_rate(full[chosen]["val"], rates, 1e-3),
         "trial": [int(n) for n in said.chosen.right.sum(1)],
@@ -156,6 +161,8 @@ def shares(rows):
         "backbone, or not told apart": [row["backbone_right"] for row in rows],
         "backbone outright": [row["backbone_outright"] for row in rows],
         "backbone, where full runs tell them apart": [row["backbone_right"] for row in rows if row["told_apart"]],
+        "by the probe alone": [row["probe_right"] for row in rows],
+        "by LogME alone": [row["log_me_right"] for row in rows],
         "rate": [row["rate"]["right"] for row in rows],
         "rate, within a factor of 3.5": [row["rate"]["near"] for row in rows],
         "the default rate in its place": [row["default_rate"]["right"] for row in rows],
@@ -168,6 +175,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("TLJAX_SHARED", "../shared")) / "data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", action="append", default=[], help="a case; may be repeated")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits")
+    parser.add_argument("--labels", action="store_true", help="changed labels in place of the cases")
     args = parser.parse_args()
     quiet_libraries()
     keep_compilations(small=True)
@@ -177,13 +186,13 @@ def main() -> None:
     )
     rows = []
     with tempfile.TemporaryDirectory() as place, memo.sharing():
-        for name in args.only or CASES:
-            rows.append(run_case(name, args.data.resolve(), backbones, Path(place)))
+        for name in () if args.labels else args.only or CASES:
+            rows.append(run_case(name, args.data.resolve(), backbones, Path(place), args.seed))
             print(json.dumps(rows[-1]), flush=True)
             args.out.write_text(json.dumps({"cases": rows, "shares": shares(rows)}, indent=1))
-        flips = [] if args.only else wrong_labels(args.data.resolve(), backbones, Path(place))
-    args.out.write_text(json.dumps({"cases": rows, "shares": shares(rows), "wrong_labels": flips}, indent=1))
-    print(json.dumps(shares(rows), indent=1), json.dumps(flips, indent=1))
+        if args.labels:
+            args.out.write_text(json.dumps(wrong_labels(args.data.resolve(), backbones, Path(place)), indent=1))
+    print(args.out.read_text())
 
 
 main()

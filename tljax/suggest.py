@@ -39,6 +39,8 @@ FOLDS = 5
 FEW, IMBALANCE = 10, 3.0
 LEVEL = 0.05
 SHOWN = 10
+RIVALS = 3
+UPDATES = 100  # of a short run that trains more than the head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,10 @@ class Suggestion:
     Attributes:
       fields: of the config that differ, by dotted name.
       reasons: sentences with their numbers.
-      looked: the backbones, the most accurate first.
+      looked: the backbones, the most accurate probe first.
+      best: the chosen one.
+      rivals: short runs of the config's own plan, by backbone: of the most accurate probe, and of those that are not
+        told apart from it.
       trials: short runs with the chosen one; the first is that of the config's own plan.
       chosen: the trial whose groups and rate are suggested.
       suspects: labels that are likely wrong, by the chosen backbone's features.
@@ -71,12 +76,20 @@ class Suggestion:
     fields: dict[str, Any]
     reasons: list[str]
     looked: list[Looked]
+    best: Looked
+    rivals: "list[tuple[Looked, Trial]]"
     trials: "list[Trial]"
     chosen: "Trial"
     suspects: "list[Suspect]"
     problems: list[str]
     duplicates: dict[str, Any]
     test_labels_read: int
+
+    @property
+    def all_trials(self) -> "list[tuple[Looked, Trial]]":
+        """Every short run, the chosen backbone's last."""
+        others = [(one, tried) for one, tried in self.rivals if one is not self.best]
+        return [*others, *((self.best, tried) for tried in self.trials)]
 
 
 def suggest(
@@ -94,7 +107,7 @@ def suggest(
       config: as `configs/common.py` describes.
       backbones: to choose among; None for those whose weights are here.
       images: training images that are used at most, of each class in proportion.
-      epochs: of the short runs; 0: of the head alone as many as make the config's number of updates, else 3 at most.
+      epochs: of the short runs; 0: as many as make the config's number of updates, for more than the head up to 100.
       layers: whether the head alone, and the last stage with it, are tried beside the config's own plan.
       console: where to print.
 
@@ -118,27 +131,27 @@ def suggest(
     with tempfile.TemporaryDirectory(prefix="tljax-suggest-") as place, memo.sharing():
         folder, looked, found = Path(place), [], None
         for backbone in backbones:
-            first = found is None
-            one = look(config, backbone, images=images, folder=folder, console=console if first else quiet)
+            one = look(config, backbone, images=images, folder=folder, console=quiet if looked else console)
             looked.append(one)
             if found is None:
                 found = duplicates.find(one.seen.whole.data)
         assert found is not None
         looked.sort(key=lambda one: (-int(one.probed.right.sum()), one.probed.loss))
-        best, sealed = looked[0], [one.seen.whole.data.sealed for one in looked]
-        data = best.seen.whole.data
-        own = trial.train_of(config, best.backbone)
-        plans = [own, *(("head", trial.last_stage_of(config, best.backbone)) if layers else ())]
-        tried = []
-        for train in dict.fromkeys(plans):
+        sealed = [one.seen.whole.data.sealed for one in looked]
+
+        def try_plan(one: Looked, train: str) -> "Trial":
             alone = train == "head"
             rates = [rate * (SGD if config.optimizer.name == "sgd" else 1) for rate in (HEAD_RATES if alone else RATES)]
-            short = epochs or (head_epochs(config, best) if alone else min(config.epochs, 3))
-            tried.append(
-                trial.try_rates(
-                    config, best.backbone, train, rates, epochs=short, images=images, folder=folder, console=quiet
-                )
+            short = epochs or short_epochs(config, one, alone=alone)
+            return trial.try_rates(
+                config, one.backbone, train, rates, epochs=short, images=images, folder=folder, console=quiet
             )
+
+        rivals = [(one, try_plan(one, trial.train_of(config, one.backbone))) for one in not_told_apart(looked)]
+        best, first = max(rivals, key=lambda pair: best_of(pair[1]).sum())
+        data, tried = best.seen.whole.data, [first]
+        more = ("head", trial.last_stage_of(config, best.backbone)) if layers else ()
+        tried += [try_plan(best, train) for train in dict.fromkeys(more) if train != first.train]
     chosen = choose_plan(tried)
     fields = trial.network_fields(config, best.backbone)
     fields |= {"transfer.train": chosen.train, "optimizer.lr": chosen.rates[chosen.chosen]}
@@ -147,8 +160,10 @@ def suggest(
 
     return Suggestion(
         fields=fields,
-        reasons=[why_backbone(looked), why_plan(tried, chosen), why_rate(chosen)],
+        reasons=[why_backbone(looked, best, rivals), why_plan(tried, chosen), why_rate(chosen)],
         looked=looked,
+        best=best,
+        rivals=rivals,
         trials=tried,
         chosen=chosen,
         suspects=suspects(best.probed),
@@ -178,11 +193,22 @@ def look(config: Any, backbone: "Backbone", *, images: int, folder: Path, consol
     return Looked(backbone, seen, probed, log_me(seen.features, labels), time.perf_counter() - began)
 
 
-def head_epochs(config: Any, best: Looked) -> int:
+def not_told_apart(looked: Sequence[Looked]) -> list[Looked]:
+    """The most accurate probe, and the next ones that may be as good for all that these images say, `RIVALS` at most.
+
+    A probe sees what the features hold, not how well a network's own head learns it: between these, short runs decide.
+    """
+    first = looked[0].probed.right
+    return [looked[0], *(one for one in looked[1:] if p_value(first, one.probed.right) >= LEVEL)][:RIVALS]
+
+
+def short_epochs(config: Any, one: Looked, *, alone: bool) -> int:
     """As many epochs on some of the images as make the updates that the config's make on all: the best rate depends on
-    their number, and on kept features they cost little."""
-    whole, part = (len(x.data.splits["train"]) for x in (best.seen.whole, best.seen.x))
-    return round(config.epochs * whole / part)
+    their number. On kept features of the head they cost little; other plans get `UPDATES`, or 3 epochs of more images.
+    """
+    whole, part = (len(x.data.splits["train"]) for x in (one.seen.whole, one.seen.x))
+    wanted = max(1, round(config.epochs * whole / part))
+    return wanted if alone else min(wanted, max(3, UPDATES // one.seen.x.steps_per_epoch))
 
 
 def choose_plan(tried: "Sequence[Trial]") -> "Trial":
@@ -210,17 +236,23 @@ def p_value(first: np.ndarray, second: np.ndarray) -> float:
     return mcnemar(first[None], second[None])
 
 
-def why_backbone(looked: Sequence[Looked]) -> str:
-    best = looked[0]
-    words = f"{best.backbone}: its probe is right about {share(best.probed.right)} in cross-validation"
+def why_backbone(looked: Sequence[Looked], best: Looked, rivals: "Sequence[tuple[Looked, Trial]]") -> str:
+    words = [f"{one.backbone} {share(one.probed.right)}" for one in looked]
+    text = f"{best.backbone}: probes in cross-validation: {'; '.join(words)}"
     if len(looked) == 1:
-        return f"{words}; no other one was there to compare"
-    close = [one for one in looked[1:] if p_value(best.probed.right, one.probed.right) >= LEVEL]
-    words += f", {looked[1].backbone}'s about {share(looked[1].probed.right)}"
-    if close:
-        words += f"; not told apart from it by these images: {', '.join(str(one.backbone) for one in close)}"
-    highest = max(looked, key=lambda one: one.log_me)
-    return words + (f"; LogME prefers {highest.backbone}" if highest is not best else "; LogME agrees")
+        return f"{text}; no other one was there to compare"
+    if len(rivals) == 1:
+        text += "; the first is told apart from all others"
+    else:
+        words = [f"{one.backbone} {share(best_of(trial))}" for one, trial in rivals]
+        text += f"; these are not told apart, so short runs decide, validation: {'; '.join(words)}"
+        if close := [one for one, tried in rivals if one is not best and not _apart(rivals, best, tried)]:
+            text += f"; still not told apart from {', '.join(str(one.backbone) for one in close)}"
+    return f"{text}; LogME is highest for {max(looked, key=lambda one: one.log_me).backbone}"
+
+
+def _apart(rivals: "Sequence[tuple[Looked, Trial]]", best: Looked, tried: "Trial") -> bool:
+    return differ(next(trial for one, trial in rivals if one is best), tried)
 
 
 def why_plan(tried: "Sequence[Trial]", chosen: "Trial") -> str:
@@ -289,7 +321,7 @@ def tell(console: Console, found: Suggestion) -> None:
     ]  # fmt: skip
     count = len(found.looked[0].probed.labels)
     print_table(console, f"Backbones, on {count:,} training images, cross-validated", rows)
-    for one in found.trials:
+    for who, one in found.all_trials:
         rows = [
             {
                 "rate": f"{rate:g}", "validation": share(one.right[i]), "loss": f"{one.losses[i]:.3f}",
@@ -298,12 +330,12 @@ def tell(console: Console, found: Suggestion) -> None:
             }
             for i, rate in enumerate(one.rates)
         ]  # fmt: skip
-        title = f"{found.looked[0].backbone}, {one.train}: {one.epochs} epochs on {one.images:,} images"
+        title = f"{who.backbone}, {one.train}: {one.epochs} epochs on {one.images:,} images"
         print_table(console, title, rows)
     for text in found.problems:
         console.print(text, markup=False)
     print_duplicates(console, found.duplicates)
-    data, best = found.looked[0].seen.x.data, found.looked[0]
+    data, best = found.best.seen.x.data, found.best
     if found.suspects:
         console.print(f"{len(found.suspects):,} of {count:,} labels may be wrong, as the probe sees it; look at these:")
         names, images = np.unique(data.labels("train")), data.splits["train"]
@@ -335,7 +367,7 @@ def config_file(config: Any, found: Suggestion, out: Path) -> str:
 
 def record(found: Suggestion) -> dict[str, Any]:
     """All of it, for JSON."""
-    best = found.looked[0]
+    best = found.best
     data, classes = best.seen.x.data, best.seen.x.data.source.classes
     names, images = np.unique(data.labels("train")), data.splits["train"]
     return {
@@ -351,14 +383,17 @@ def record(found: Suggestion) -> dict[str, Any]:
         ],
         "trials": [
             {
-                "train": one.train, "epochs": one.epochs, "images": one.images, "seen": one.right.shape[1],
+                "backbone": str(who.backbone), "train": one.train, "epochs": one.epochs, "images": one.images,
+                "seen": one.right.shape[1],
                 "rates": [
-                    {"lr": rate, "correct": int(one.right[i].sum()), "best_epoch": one.best_epochs[i],
-                     "val_loss": one.losses[i] if np.isfinite(one.losses[i]) else None}
+                    {
+                        "lr": rate, "correct": int(one.right[i].sum()), "best_epoch": one.best_epochs[i],
+                        "val_loss": one.losses[i] if np.isfinite(one.losses[i]) else None,
+                    }
                     for i, rate in enumerate(one.rates)
                 ],
             }
-            for one in found.trials
+            for who, one in found.all_trials
         ],
         "problems": found.problems,
         "duplicates": found.duplicates,
@@ -383,8 +418,8 @@ def make_flags() -> flags.FlagValues:
     flags.DEFINE_string("out", "suggested.py", "the config file to write; a .json beside it has all numbers",
                         flag_values=values)  # fmt: skip
     flags.DEFINE_integer("images", 1000, "training images that are used at most", lower_bound=10, flag_values=values)
-    flags.DEFINE_integer("epochs", 0, "of the short runs; 0: of the head alone as many as make the config's number of "
-                         "updates, else 3 at most", lower_bound=0, flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("epochs", 0, "of the short runs; 0: as many as make the config's number of updates, for more "
+                         "than the head up to 100", lower_bound=0, flag_values=values)  # fmt: skip
     flags.DEFINE_bool("layers", True, "try the head alone and the last stage with it, beside the config's own plan",
                       flag_values=values)  # fmt: skip
     return values
