@@ -198,8 +198,18 @@ def test_the_backbones_are_those_named_the_most_accurate_first(found):
     assert sorted(correct, reverse=True) == correct
     assert {one.backbone.until for one in found.looked} == {None, "layer1"}
     assert all(len(one.probed.labels) == 66 for one in found.looked)
-    best = found.looked[0].backbone
+    best = found.best.backbone
     assert (found.fields["model.until"], found.fields["model.weights"]) == (best.until, best.weights)
+
+
+def test_between_probes_that_are_not_told_apart_short_runs_decide(found):
+    first, *others = found.looked
+    alike = [one for one in others if suggest.p_value(first.probed.right, one.probed.right) >= 0.05]
+    assert [one for one, _ in found.rivals] == [first, *alike]
+    most = max(suggest.best_of(tried).sum() for _, tried in found.rivals)
+    assert suggest.best_of(found.trials[0]).sum() == most
+    words = "short runs decide" if alike else "the first is told apart"
+    assert words in found.reasons[0]
 
 
 def test_what_is_wrong_in_the_data_is_told(found):
