@@ -234,6 +234,7 @@ def test_a_part_of_the_images_keeps_every_class_and_makes_as_many_updates(config
     found = suggest.suggest(config, (backbone,), images=22, layers=False, console=QUIET)
     assert np.bincount(found.looked[0].probed.labels).tolist() == [10, 10, 2]
     assert found.trials[0].epochs == 6  # of 22 images, for the 2 of 66
+    assert found.trials[0].right.shape[1] == 21  # 7 of each class
 
 
 def test_mistakes_are_told_before_anything_is_tried(config, folder):

@@ -11,6 +11,7 @@ The labels of the test are not read.
 import dataclasses
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def suggest(
     Args:
       config: as `configs/common.py` describes.
       backbones: to choose among; None for those whose weights are here.
-      images: training images that are used at most, of each class in proportion.
+      images: training (and validation) images that are used at most, of each class in proportion.
       epochs: of the short runs; 0: as many as make the config's number of updates, for more than the head up to 100.
       layers: whether the head alone, and the last stage with it, are tried beside the config's own plan.
       console: where to print.
@@ -154,7 +155,7 @@ def suggest(
         tried += [try_plan(best, train) for train in dict.fromkeys(more) if train != first.train]
     chosen = choose_plan(tried)
     fields = trial.network_fields(config, best.backbone)
-    fields |= {"transfer.train": chosen.train, "optimizer.lr": chosen.rates[chosen.chosen]}
+    fields |= {"transfer.train": chosen.train, "optimizer.lr": chosen.rates[chosen.chosen], "population.lr": ()}
     told = found.as_dict(data.source.names)
     from tljax.probe import suspects
 
@@ -359,7 +360,9 @@ def config_file(config: Any, found: Suggestion, out: Path) -> str:
 
     wanted, usual = flatten(with_fields(config, found.fields).to_dict()), flatten(common.get_config().to_dict())
     lines = [f"    config.{name} = {wanted[name]!r}" for name in usual if wanted[name] != usual[name]]
-    reasons = "\n".join(f"- {text}" for text in found.reasons).replace("\\", "\\\\").replace('"""', "'''")
+    wrap = textwrap.TextWrapper(118, subsequent_indent="  ", break_long_words=False)
+    reasons = "\n".join(wrap.fill(f"- {text}") for text in found.reasons)
+    reasons = reasons.replace("\\", "\\\\").replace('"""', "'''")
     told = f'"""Suggested by tljax.\n\n    python -m tljax.main --config {out}\n\n{reasons}\n"""'
     body = "\n".join(["    config = common.get_config()", *lines, "    return config"])
     return f"{told}\n\nfrom configs import common\n\n\ndef get_config():\n{body}\n"
@@ -417,7 +420,8 @@ def make_flags() -> flags.FlagValues:
     )  # fmt: skip
     flags.DEFINE_string("out", "suggested.py", "the config file to write; a .json beside it has all numbers",
                         flag_values=values)  # fmt: skip
-    flags.DEFINE_integer("images", 1000, "training images that are used at most", lower_bound=10, flag_values=values)
+    flags.DEFINE_integer("images", 1000, "training images, and validation images, that are used at most",
+                         lower_bound=10, flag_values=values)  # fmt: skip
     flags.DEFINE_integer("epochs", 0, "of the short runs; 0: as many as make the config's number of updates, for more "
                          "than the head up to 100", lower_bound=0, flag_values=values)  # fmt: skip
     flags.DEFINE_bool("layers", True, "try the head alone and the last stage with it, beside the config's own plan",

@@ -20,7 +20,6 @@ from tljax.errors import UserError
 from tljax.experiment import Experiment, prepare
 from tljax.feed import run_over
 from tljax.finish import restore_best
-from tljax.interrupt import listen
 from tljax.losses import predictions
 from tljax.models import Network, create_model
 from tljax.report.console import make_writer
@@ -159,21 +158,23 @@ def last_stage_of(config: Any, backbone: Backbone) -> str:
 def try_fields(config: Any) -> dict[str, Any]:
     """Of a trial: one phase, labelled images alone, nothing random in the images, no pictures of the run."""
     fields = PLAIN | {"transfer.phases": "", "semi.method": "none", "pictures": False, "select": "validation",
-                      "epoch_steps": 0}  # fmt: skip
+                      "epoch_steps": 0, "data.pseudo": ""}  # fmt: skip
     if config.data.val == 0:  # a run may do without, a choice may not
         fields["data.val"] = 0.2
     return fields | {f"population.{axis}": () for axis in AXES}
 
 
 def some(x: Experiment, images: int, *, seed: int) -> Experiment:
-    """The experiment without its test, on a part of its training images: of each class in proportion, at least one."""
+    """The experiment without its test, on so many images of a split at most, of each class in proportion."""
     splits = {name: members for name, members in x.data.splits.items() if name in ("train", "val")}
-    if (all_of := len(splits["train"])) > images:
-        rng, labels, kept = np.random.default_rng(seed), x.data.labels("train"), []
+    for name, members in splits.items():
+        if len(members) <= images:
+            continue
+        rng, labels, kept = np.random.default_rng(seed), x.data.labels(name), []
         for label in np.unique(labels):
-            mine = rng.permutation(splits["train"][labels == label])
-            kept.append(mine[: max(1, round(len(mine) * images / all_of))])
-        splits["train"] = np.sort(np.concatenate(kept))
+            mine = rng.permutation(members[labels == label])
+            kept.append(mine[: max(1, round(len(mine) * images / len(members)))])
+        splits[name] = np.sort(np.concatenate(kept))
     return dataclasses.replace(x, data=dataclasses.replace(x.data, splits=splits))
 
 
@@ -284,8 +285,7 @@ def try_rates(
         checkpoints = Checkpoints(Path(place))
         try:
             trainer = Trainer(x, variables, checkpoints, Console(quiet=True), 0.0, Path(place))
-            with listen() as trainer.stop.caught:
-                trainer.train(make_writer(Path(place), console, first=False))
+            trainer.train(make_writer(Path(place), console, first=False))
             restore_best(trainer)
             logits, labels = trainer.logits("val"), x.data.labels("val")
         finally:
