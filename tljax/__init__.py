@@ -1,0 +1,33 @@
+"""Transfer learning on images.
+
+    import tljax
+
+    config = tljax.config("folder:photos", train="head,layer4", lr=1e-4)
+    tljax.plan(config)                         which groups would train, at which rate, with which batch norm
+    run = tljax.fit(config, "runs/photos")     trains, goes on, or loads what is finished
+    tljax.evaluate(run)                        accuracy with its interval, by class, and calibration
+    tljax.predict(run, ["cat.jpg", "holiday/"])
+
+`tljax.load("runs/photos")` is a finished run. See `tljax.api`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tljax.api import config, evaluate, fit, load, plan, predict
+
+__all__ = ["config", "evaluate", "fit", "load", "plan", "predict"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: JAX starts with flags that the commands set after `import tljax`."""
+    if name == "predict":  # also a command's module, which can be called
+        return importlib.import_module("tljax.predict")
+    if name in __all__:
+        return getattr(importlib.import_module("tljax.api"), name)
+    raise AttributeError(f"module 'tljax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

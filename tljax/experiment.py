@@ -383,11 +383,7 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
     build, members, phases, sketch, shapes, fresh = outline(config)
     listed = open_data(d, seed=config.seed)
     source = listed.source
-    num_classes = outputs(config.loss.name, len(source.classes))
-    if m.outputs and (m.outputs < num_classes or config.loss.name == "sigmoid"):
-        raise UserError(f"model.outputs={m.outputs} does not fit loss.name={config.loss.name} on "
-                        f"{len(source.classes)} classes; it needs {num_classes}")  # fmt: skip
-    num_classes = m.outputs or num_classes
+    num_classes = head_outputs(config, len(source.classes))
 
     weights = find_weights(m.weights, m.name)
     loaded = load_pretrained(weights, m.name)
@@ -420,6 +416,15 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
     replicas = Replicas.here(config.accumulate)
     experiment = Experiment(config, members, data, model, phases, plans, preprocessing, origin, replicas)
     return experiment, variables
+
+
+def head_outputs(config: Any, classes: int) -> int:
+    """How many outputs the head has. Raises UserError where those that `model.outputs` asks for do not fit."""
+    asked, needed = config.model.outputs, outputs(config.loss.name, classes)
+    if asked and (asked < needed or config.loss.name == "sigmoid"):
+        raise UserError(f"model.outputs={asked} does not fit loss.name={config.loss.name} on "
+                        f"{classes} classes; it needs {needed}")  # fmt: skip
+    return asked or needed
 
 
 def start(model: Network, member: Member, loaded: Any, fresh: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,6 +13,7 @@ import glob
 import json
 import os
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,12 +42,12 @@ class Picture(NamedTuple):
 
     Attributes:
       name: what it is called in the answers.
-      read: gives its bytes; may raise OSError.
+      read: gives its bytes, or its pixels, uint8 `[H, W, 3]`; may raise OSError.
       reason: why it cannot be one, where that is known already.
     """
 
     name: str
-    read: Callable[[], bytes]
+    read: Callable[[], bytes | np.ndarray]
     reason: str = ""
 
 
@@ -127,7 +128,23 @@ def ask(
       flips: whether each picture is also seen mirrored, and the probabilities of both averaged.
       workers: decoding threads; None for one per core.
     """
-    top, size = min(top, len(classifier.classes)), min(batch_size, 1 << (len(pictures) - 1).bit_length())
+    top, names = min(top, len(classifier.classes)), (picture.name for picture in pictures)
+    found = logits_of(classifier, pictures, batch_size=batch_size, flips=flips, workers=workers)
+    for name, views in zip(names, found, strict=True):
+        if isinstance(views, str):
+            yield Answer(name, reason=views)
+            continue
+        row = classifier.probabilities(views).mean(axis=0)
+        order = np.argsort(-row, kind="stable")[:top]
+        yield Answer(name, tuple((classifier.classes[i], float(row[i])) for i in order))
+
+
+def logits_of(
+    classifier: "Classifier", pictures: Sequence[Picture], *, batch_size: int = 32, flips: bool = False,
+    workers: int | None = None,
+) -> Iterator[np.ndarray | str]:  # fmt: skip
+    """What `ask` answers from: of each picture the logits `[views, outputs]`, or why it cannot be read."""
+    size = min(batch_size, 1 << (len(pictures) - 1).bit_length())
 
     def see(picture: Picture) -> np.ndarray | str:
         if picture.reason:
@@ -143,22 +160,15 @@ def ask(
         rows = np.stack([*squares, *[np.zeros_like(squares[0])] * (size - len(squares))])
         return [classifier.forward(view) for view in ((rows, rows[:, :, ::-1]) if flips else (rows,))]
 
-    def finish(names: list[str], seen: list[np.ndarray | str], running: list[Any]) -> Iterator[Answer]:
-        chances = [classifier.probabilities(np.asarray(logits)) for logits in running]
-        rows = iter(np.mean(chances, axis=0) if chances else ())
-        for name, one in zip(names, seen, strict=True):
-            if isinstance(one, str):
-                yield Answer(name, reason=one)
-                continue
-            row = next(rows)
-            order = np.argsort(-row, kind="stable")[:top]
-            yield Answer(name, tuple((classifier.classes[i], float(row[i])) for i in order))
+    def finish(seen: list[np.ndarray | str], running: list[Any]) -> Iterator[np.ndarray | str]:
+        rows = iter(np.stack([np.asarray(logits) for logits in running], axis=1) if running else ())
+        yield from (one if isinstance(one, str) else next(rows) for one in seen)
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         batches = [pictures[i : i + size] for i in range(0, len(pictures), size)]
         decoding = [[pool.submit(see, picture) for picture in batch] for batch in batches[:2]]
         waiting: list[Any] = []
-        for number, batch in enumerate(batches):
+        for number in range(len(batches)):
             seen = [future.result() for future in decoding.pop(0)]
             if number + 2 < len(batches):
                 decoding.append([pool.submit(see, picture) for picture in batches[number + 2]])
@@ -166,7 +176,7 @@ def ask(
             running = start(squares) if squares else []
             if waiting:
                 yield from finish(*waiting)
-            waiting = [[picture.name for picture in batch], seen, running]
+            waiting = [seen, running]
         if waiting:
             yield from finish(*waiting)
 
@@ -255,6 +265,17 @@ def predict(args: Any) -> int:
         print(f"tljax: {unread:,} of {len(pictures):,} pictures could not be read", file=sys.stderr)
     return int(unread == len(pictures))
 
+
+class _Function(types.ModuleType):
+    """This module, which `import tljax` has as the function `tljax.predict`, too, whichever was imported first."""
+
+    def __call__(self, *args: Any, **options: Any) -> list[Answer]:
+        from tljax import api
+
+        return api.predict(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Function
 
 if __name__ == "__main__":
     sys.exit(main())

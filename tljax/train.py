@@ -37,6 +37,7 @@ from tljax.semi.feed import JointFeed
 from tljax.state import TrainState
 from tljax.steps import NOTHING, join_parts, own_parts, parallel_forward_step, parallel_train_step
 from tljax.transfer.optimizer import carry_moments
+from tljax.transfer.plan import plan_tables
 
 SUMS = ("loss", "correct", "seen")
 GIVEN = ("index", "given")  # of unlabelled images, and what they were taken for
@@ -83,11 +84,8 @@ def run(
         raise UserError("deterministic=True comes too late here; set XLA_FLAGS=--xla_gpu_deterministic_ops=true")
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
     experiment, variables = prepare(config, decoded or workdir, console)
-    phases, plans = experiment.phases[0], experiment.plans[0]
-    for phase, plan in zip(phases, plans, strict=True):
-        title = f"Plan of epochs {phase.first + 1} to {phase.last}" if len(phases) > 1 else "Plan"
-        title += f" (rates of the first of {len(experiment.members)} members)" if experiment.population else ""
-        console_lib.print_table(console, title, plan.table())
+    for title, rows in plan_tables(experiment.phases[0], experiment.plans[0], members=len(experiment.members)):
+        console_lib.print_table(console, title, rows)
     before()
     agree_on_start(experiment.data, variables)
     with contextlib.ExitStack() as stack:

@@ -135,6 +135,10 @@ class Busy(UserError):
     """Another process is at work in this folder."""
 
 
+class Finished(UserError):
+    """The folder holds this very run, finished."""
+
+
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Holds a run's folder for this process.
@@ -216,7 +220,7 @@ def _same_run(workdir: Path, config: Mapping[str, Any]) -> None:
             f"--workdir, or --overwrite to throw that run away"
         )
     if read_result(workdir) is not None:
-        raise UserError(
+        raise Finished(
             f"--workdir={workdir} holds this run, finished; see its {RESULT}, or give --overwrite to run it again"
         )
 

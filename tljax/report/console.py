@@ -15,7 +15,8 @@ from rich.text import Text
 
 def make_console(*, quiet: bool = False) -> Console:
     """The console of a run; a quiet one, for processes other than the first, prints nothing."""
-    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    # In a notebook plain text, too: rich's own output there needs ipywidgets for a progress bar.
+    console = Console(quiet=quiet, highlight=False, soft_wrap=True, force_jupyter=False)
     if not console.is_terminal:
         console.width = 200  # nobody's window: a table in a log is not cut
     return console

@@ -323,3 +323,15 @@ def make_phases(text: str, *, train: str, epochs: int, lr: float) -> tuple[Phase
     if start != epochs:
         raise UserError(f"transfer.phases={text!r} covers {start} epochs, but epochs={epochs}")
     return tuple(phases)
+
+
+def plan_tables(
+    phases: Sequence[Phase], plans: Sequence[Plan], *, members: int = 1
+) -> list[tuple[str, list[dict[str, str]]]]:
+    """Title and rows of the plan of each phase, as a run prints them; of `members` these are the first one's."""
+    tables = []
+    for phase, plan in zip(phases, plans, strict=True):
+        title = f"Plan of epochs {phase.first + 1} to {phase.last}" if len(phases) > 1 else "Plan"
+        title += f" (rates of the first of {members} members)" if members > 1 else ""
+        tables.append((title, plan.table()))
+    return tables

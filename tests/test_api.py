@@ -1,0 +1,216 @@
+"""tljax from Python: the lines that a notebook needs, and what they say of mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tljax
+from tests import tiny
+from tljax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"split": "50/25/25", "train": "all", "model": {"weights": "None", "width": 4, "blocks": (1, 1)}, "epochs": 2,
+         "batch_size": 8, "lr": 3e-3}  # fmt: skip
+SIZE = {"resize": 40, "size": 32}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return tiny.make_folder(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def config(photos):
+    return tljax.config({"source": f"folder:{photos}", **SIZE}, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    return tljax.fit(config, tmp_path_factory.mktemp("run") / "photos", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def population(config, tmp_path_factory):
+    own = config.copy_and_resolve_references()
+    own.population.lr = (1e-6, 1e-2)
+    return tljax.fit(own, tmp_path_factory.mktemp("run") / "population", quiet=True)
+
+
+def test_fields_are_named_by_their_last_word_their_part_or_both():
+    made = tljax.config("pets:there", lr=1, train="head,layer4", weights=None, model="resnet34", seed=3, batch_size=7,
+                        optimizer={"name": "sgd", "momentum": 0.5}, population={"lr": [1e-3, 1e-4]})  # fmt: skip
+    assert (made.data.source, made.optimizer.lr, made.transfer.train) == ("pets:there", 1.0, "head,layer4")
+    assert (made.model.name, made.model.weights) == ("resnet34", None)
+    assert (made.seed, made.transfer.seed, made.batch_size, made.semi.batch_size) == (3, None, 7, 32)
+    assert (made.optimizer.name, made.optimizer.momentum) == ("sgd", 0.5)
+    assert made.population.lr == (1e-3, 1e-4)
+    assert made.is_locked
+
+
+def test_a_config_begins_with_the_defaults_of_a_file(tmp_path):
+    from configs import folder, pets_ft
+
+    assert tljax.config("folder:photos").to_dict() == folder.get_config().to_dict()
+    assert tljax.config(base="pets_ft").to_dict() == pets_ft.get_config().to_dict()
+    (tmp_path / "own.py").write_text("from configs import common\n\ndef get_config():\n    c = common.get_config()\n"
+                                     "    c.epochs = 77\n    return c\n")  # fmt: skip
+    assert tljax.config(base=tmp_path / "own.py").epochs == 77
+
+
+@pytest.mark.parametrize(
+    "given,words",
+    [
+        ({"trian": "head"}, "did you mean transfer.train"),
+        ({"learning": 1e-3}, "not a field of a config"),
+        ({"optimizer": {"lrr": 1e-3}}, "did you mean optimizer.lr"),
+        ({"epochs": 1.5}, "epochs=1.5 does not fit; it takes a value such as 10"),
+        ({"memory_gb": 1}, "say cache={'memory_gb': ...} or data={'memory_gb': ...}"),
+        ({"base": "foldr"}, "there are common, demo, folder"),
+    ],
+)
+def test_a_wrong_field_is_one_line_with_the_nearest_ones(given, words):
+    with pytest.raises(UserError) as caught:
+        tljax.config("folder:photos", **given)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_plan_is_what_the_run_then_has_and_nothing_is_written(config, run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = tljax.plan(config)
+    assert not list(tmp_path.iterdir())
+    assert [plan.as_rows() for plan in found.plans] == run.result["plan"]
+    assert found.trainable == run.result["train"]["trainable_parameters"]
+    assert found.images == {"train": 36, "val": 18, "test": 18}
+    assert found.classes == tiny.CLASSES
+    for shown in (str(found), found._repr_html_()):
+        assert all(word in shown for word in ("stem", "batch+update+affine", "36", "3 classes"))
+    assert found._repr_html_().count("<tr>") == 1 + len(found.plans[0].groups)
+
+
+def test_the_plan_tells_mistakes_as_training_does(config):
+    wrong = config.copy_and_resolve_references()
+    wrong.transfer.train = "head,layer9"
+    with pytest.raises(UserError, match="layer9"):
+        tljax.plan(wrong)
+
+
+def test_a_run_that_is_finished_is_loaded_and_another_is_refused(config, run):
+    before = {path: path.stat().st_mtime_ns for path in run.workdir.rglob("*") if path.is_file()}
+    again = tljax.fit(config, str(run.workdir), quiet=True)
+    assert again.result == run.result == tljax.load(run.workdir).result
+    assert before == {path: path.stat().st_mtime_ns for path in run.workdir.rglob("*") if path.is_file()}
+    other = config.copy_and_resolve_references()
+    other.epochs = 3
+    with pytest.raises(UserError, match="epochs: 2 there, 3 now"):
+        tljax.fit(other, run.workdir, quiet=True)
+
+
+def test_a_run_that_was_stopped_goes_on(config, run, tmp_path, monkeypatch):
+    tiny.interrupted_after(config, tmp_path / "run", 7, monkeypatch)
+    with pytest.raises(UserError, match="not the folder of a finished run"):
+        tljax.load(tmp_path / "run")
+    assert tljax.fit(config, tmp_path / "run", quiet=True).result["test"] == run.result["test"]
+
+
+def test_a_run_tells_what_it_does_unless_it_is_to_be_quiet(config, tmp_path, capsys):
+    tljax.fit(config, tmp_path / "told")
+    assert "epoch   2" in capsys.readouterr().out
+    tljax.fit(config, tmp_path / "quiet", quiet=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_evaluate_gives_what_the_run_found_in_its_test(run):
+    found = tljax.evaluate(run)
+    assert (found.correct, found.seen) == (run.result["test"]["correct"], 18)
+    assert list(found.interval95) == run.result["test"]["interval95"]
+    assert found.by_class == run.result["by_class"]["test"]
+    assert found.calibration == run.result["calibration"]["test"]
+    assert found.confusion.sum() == 18 and np.trace(found.confusion) == found.correct
+    assert run.evaluate(split="val").correct == run.result["validation"]["correct"]
+    assert "of 18" in str(found)
+
+
+def test_other_images_are_evaluated_as_the_runs_own_were(run, photos, tmp_path):
+    own = tljax.evaluate(run)
+    for name in own.names:
+        there = tmp_path / "other" / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes((photos / name).read_bytes())
+    (tmp_path / "other/red/broken.png").write_bytes(b"no picture")
+    again = tljax.evaluate(run.workdir, tmp_path / "other", batch_size=5)
+    assert (again.correct, again.seen, again.by_class) == (own.correct, own.seen, own.by_class)
+    assert again.names == own.names
+    assert again.calibration and own.calibration
+    assert again.calibration["ece"] == pytest.approx(own.calibration["ece"], abs=1e-3)
+    assert again.calibration["scaled"]["ece"] == pytest.approx(own.calibration["scaled"]["ece"], abs=1e-3)
+    assert [name for name, _ in again.skipped] == ["red/broken.png"]
+
+
+def test_some_of_the_classes_in_another_order_will_do(run, tmp_path):
+    for name, colour in (("red", (220, 90, 90)), ("green", (90, 220, 90))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (48, 40), colour).save(tmp_path / name / "a.png")
+    found = tljax.evaluate(run, f"folder:{tmp_path}")
+    assert [tiny.CLASSES[label] for label in found.labels] == ["green", "red"]
+    assert found.by_class["blue"]["seen"] == 0
+
+
+def test_classes_that_the_run_does_not_know_are_refused(run, tmp_path):
+    for name in ("red", "purple"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (48, 40)).save(tmp_path / name / "a.png")
+    with pytest.raises(UserError, match=r"has 'purple', which .* does not know; its classes are blue, green, red"):
+        tljax.evaluate(run, tmp_path)
+    (tmp_path / "purple").rename(tmp_path / "blue")
+    with pytest.raises(UserError, match="has no split 'test'"):
+        tljax.evaluate(run, tmp_path, split="test")
+
+
+def test_predict_takes_files_folders_bytes_and_pixels(run, photos):
+    file = photos / "red/000.png"
+    with Image.open(file) as image:
+        pixels = np.asarray(image)
+    answers = tljax.predict(run, [file, str(file), file.read_bytes(), pixels], top=3)
+    assert [answer.best for answer in answers] == [answers[0].best] * 4
+    assert sum(share for _, share in answers[0].best) == pytest.approx(1)
+    (alone,) = tljax.predict(run.workdir, pixels, top=1)
+    assert dict(alone.best) == pytest.approx(dict(answers[0].best[:1]), abs=1e-5)
+    assert [answer.name for answer in run.predict(photos / "red")] == [f"{photos}/red/{i:03}.png" for i in range(24)]
+    missing, good = run.predict([photos / "missing.png", np.stack([pixels])[0]])
+    assert missing.reason and good.best
+    with pytest.raises(UserError, match="picture 1 is a int"):
+        run.predict([file, 3])
+    with pytest.raises(UserError, match="no pictures"):
+        run.predict([])
+
+
+def test_a_population_has_members_which_are_runs(population, photos):
+    assert [dict(settings) for settings in population.settings] == [{"lr": 1e-6}, {"lr": 1e-2}]
+    best = population.best
+    assert best.result["validation"]["accuracy"] == max(m.result["validation"]["accuracy"] for m in population.members)
+    assert tljax.evaluate(best).seen == 18
+    assert len(best.history) == 2
+    assert best.predict(photos / "red/000.png")[0].best
+    with pytest.raises(UserError, match="holds a population"):
+        tljax.evaluate(population)
+    with pytest.raises(UserError, match="holds a population"):
+        population.predict(photos)
+    assert "2 members" in str(population)
+
+
+def test_import_leaves_jax_alone_until_something_is_asked_for():
+    words = ("import sys, tljax; assert 'jax' not in sys.modules; from tljax.predict import find_pictures; "
+             "assert 'jax' not in sys.modules; assert callable(tljax.predict); tljax.plan; "
+             "assert callable(tljax.predict) and callable(tljax.evaluate)")  # fmt: skip
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", words], check=True, cwd=ROOT)
+
+
+def test_what_there_is_can_be_listed():
+    assert {"config", "evaluate", "fit", "load", "plan", "predict"} <= set(dir(tljax))
+    with pytest.raises(AttributeError, match="no attribute 'train_me'"):
+        _ = tljax.train_me

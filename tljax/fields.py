@@ -1,0 +1,96 @@
+"""Configs from Python: fields by name, and the nearest ones of a name that is none."""
+
+import difflib
+import functools
+import importlib
+from collections.abc import Iterable, Mapping
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+from tljax.command_line import load_config
+from tljax.errors import UserError, one_line
+from tljax.workdir import flatten
+
+CONFIGS = Path(common.__file__).parent
+
+
+def config(data: str | Mapping[str, Any] | None = None, *, base: str | Path = "folder", **fields: Any) -> ConfigDict:
+    """A config: the defaults, with some fields set.
+
+        tljax.config("folder:photos", model="resnet34", train="head,layer4", lr=1e-4, epochs=5)
+        tljax.config("pets:PATH", base="pets_ft", optimizer={"name": "sgd", "lr": 1e-2})
+
+    Args:
+      data: `data.source`: folder:PATH, pets:PATH, tfds:NAME, shapes:TASK; or a dictionary of fields of `data`.
+      base: a file of `configs/` by its name, or the path of another one.
+      **fields: those of `configs/common.py`. A part takes a dictionary of its fields, or what it is called
+        (`model="resnet34"`, `optimizer="sgd"`, `schedule="cosine"`); a field that is in one part alone needs no part
+        (`weights=None` is `model.weights`). Parts count less than what stands at the top, `population` least, which
+        takes a dictionary.
+
+    Returns:
+      A locked config, whose fields can be set as in `config.optimizer.lr = 1e-3`.
+
+    Raises:
+      UserError: for a field or config that does not exist, with the nearest ones, or a value that does not fit.
+    """
+    made: Any = _base(base)
+    given: list[tuple[str, Any]] = []
+    for name, value in (fields if data is None else {"data": data, **fields}).items():
+        path = _path(name, made)
+        node = functools.reduce(getitem, path.split("."), made)
+        if not isinstance(node, ConfigDict):
+            given.append((path, value))
+        elif isinstance(value, Mapping):
+            given += [(f"{path}.{own}", one) for own, one in value.items()]
+        else:
+            given.append((f"{path}.{'source' if name == 'data' else 'name'}", value))
+    for path, value in given:
+        *parts, last = path.split(".")
+        node = functools.reduce(getitem, parts, made)
+        if last not in node:
+            raise _unknown(path, flatten(made.to_dict()))
+        try:
+            node[last] = value
+        except TypeError:
+            raise UserError(f"{path}={value!r} does not fit; it takes a value such as {node[last]!r}") from None
+    return made
+
+
+def _base(base: str | Path) -> Any:
+    path = Path(base) if str(base).endswith(".py") else CONFIGS / f"{base}.py"
+    if not path.is_file():
+        known = sorted(found.stem for found in CONFIGS.glob("[a-z]*.py"))
+        raise UserError(f"base={str(base)!r} is no config; there are {', '.join(known)}, and files of your own")
+    if path.parent == CONFIGS:
+        return importlib.import_module(f"configs.{path.stem}").get_config()
+    try:
+        return load_config(str(path))
+    except Exception as error:  # whatever somebody's file raises
+        raise UserError(f"base={str(base)!r} does not work: {type(error).__name__}: {one_line(error)}") from None
+
+
+def _path(name: str, made: ConfigDict) -> str:
+    """The dotted name of a field that is called by its last word."""
+    if name in made:
+        return name
+    paths = flatten(made.to_dict())
+    found = [path for path in paths if path.rpartition(".")[2] == name and not path.startswith("population.")]
+    if not found:
+        raise _unknown(name, paths)
+    if len(found) > 1:
+        parts = " or ".join(f"{path.partition('.')[0]}={{{name!r}: ...}}" for path in found)
+        raise UserError(f"{name} may be {' or '.join(found)}; say {parts}")
+    return found[0]
+
+
+def _unknown(name: str, paths: Iterable[str]) -> UserError:
+    paths = sorted(paths, reverse=True)  # so that of two with one last word optimizer.lr counts, not population.lr
+    names = {path: path for path in paths} | {path.rpartition(".")[2]: path for path in paths}
+    close = dict.fromkeys(names[one] for one in difflib.get_close_matches(name, names, 4))
+    hint = f"; did you mean {' or '.join(close)}?" if close else "; see configs/common.py"
+    return UserError(f"{name} is not a field of a config{hint}")
