@@ -85,4 +85,4 @@ def test_the_overlay_covers_what_is_hot_and_leaves_the_rest():
     assert (explain.overlaid(square, heat) == square).all()
     heat[0, 0] = 3
     shown = explain.overlaid(square, heat)
-    assert (shown[16:, 16:] == 90).all() and not (shown[:4, :4] == 90).all()
+    assert (shown[24:, 24:] == 90).all() and not (shown[:4, :4] == 90).all()

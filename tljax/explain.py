@@ -69,7 +69,7 @@ def make_saliency(classifier: Classifier) -> Explain:
     return _compiled(classifier, run)
 
 
-def overlaid(square: np.ndarray, heat: np.ndarray, *, strength: float = 0.55) -> np.ndarray:
+def overlaid(square: np.ndarray, heat: np.ndarray, *, strength: float = 0.75) -> np.ndarray:
     """A picture under its heat, uint8 `[S, S, 3]`: where there is none the picture is as it was.
 
     Args:
@@ -79,9 +79,9 @@ def overlaid(square: np.ndarray, heat: np.ndarray, *, strength: float = 0.55) ->
     """
     side = square.shape[:2]
     share = np.asarray(heat, np.float32) / (heat.max() or 1)
-    share = np.asarray(Image.fromarray(share).resize(side[::-1], Image.Resampling.BILINEAR)).clip(0, 1)
-    colours = 255 * colormaps["inferno"](share)[..., :3]
-    cover = strength * np.sqrt(share)[..., None]
+    share = np.asarray(Image.fromarray(share).resize(side[::-1], Image.Resampling.BICUBIC)).clip(0, 1)
+    colours = 255 * colormaps["YlOrRd"](share)[..., :3]
+    cover = strength * share[..., None]
     return np.round((1 - cover) * square + cover * colours).astype(np.uint8)
 
 

@@ -56,7 +56,7 @@ async function show(answer, name, took) {
   await Promise.all([$("picture").decode(), $("heat").decode()]);
   $("picture").alt = `${name} as the network saw it`;
   $("heat").alt = `where it shows ${answer.of}, by Grad-CAM`;
-  $("caption").textContent = `${name} as the network saw it, ${model.side} x ${model.side} pixels; the brighter, the more a place speaks for ${answer.of} (Grad-CAM).`;
+  $("caption").textContent = `${name} as the network saw it, ${model.side} x ${model.side} pixels; the redder, the more a place speaks for ${answer.of} (Grad-CAM).`;
   const focused = $("classes").contains(document.activeElement);
   $("classes").replaceChildren(...answer.top.map((one) => row(one, answer.of)));
   if (focused) $("classes").querySelector("[aria-pressed=true]")?.focus();
