@@ -59,7 +59,7 @@ def see_pictures(classifier: "Classifier", names: Sequence[str]) -> tuple[np.nda
         squares = _read(classifier, [picture.read for picture in found if not picture.reason])
         if not squares:
             raise UserError(f"--images: none of {len(found)} pictures can be read")
-        return _two(squares), "the pictures given"
+        return _two(squares), "pictures given"
     reason = "the run's images cannot be read"
     try:
         own, split = _own_images(classifier)
