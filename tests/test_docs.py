@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
+from tools import docs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -120,6 +121,22 @@ def test_links_lead_to_files(page):
             there = (page.parent / target).resolve()
             made = ROOT / "docs" in there.parents and str(there.relative_to(ROOT / "docs")) in MADE
             assert there.exists() or made, target
+
+
+def test_every_field_is_on_its_page_with_its_default():
+    told = {field.name: field for field in docs.read_fields((ROOT / "configs" / "common.py").read_text("utf-8"))}
+    assert set(told) == fields()
+    assert told["data.val"].default == "0.2"
+    assert told["data.val"].meaning == "share of train that becomes validation where the split has none"
+    assert told["data.split"].meaning.startswith("official; percentages A/B/C or A/B;")  # the line above it
+    page = docs.fields_page()
+    assert all(f"`{name}`" in page for name in told if name not in PARTS)
+
+
+def test_pages_that_fetch_something_are_found():
+    assert docs.fetched('<p><a href="https://semver.org">x</a><img src="mark.svg"></p>') == ""
+    assert docs.fetched('<script defer src="https://cdn.example/x.js"></script>') == "https://cdn.example/x.js"
+    assert docs.fetched('<link rel="stylesheet" href=//fonts.example/css>') == "//fonts.example/css"
 
 
 def test_the_check_finds_what_is_wrong(tmp_path):

@@ -10,9 +10,10 @@ import sys
 import tempfile
 import tokenize
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:  # the rest is tested without mkdocs
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {"changelog.md": ROOT / "CHANGELOG.md", "speed.md": ROOT / "benchmarks" / "README.md"}
@@ -152,8 +153,10 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
     return text, {name: bytes(data) for name, data in resources["outputs"].items()}
 
 
-def on_files(files: Files, *, config: Any) -> Files:
+def on_files(files: "Files", *, config: Any) -> "Files":
     """Adds what is written here to the site's pages."""
+    from mkdocs.structure.files import File
+
     for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
         files.remove(notebook)
         text, pictures = notebook_page(Path(notebook.abs_src_path or ""))
@@ -173,3 +176,18 @@ def on_page_markdown(markdown: str, **others: Any) -> str:
     """Leads links to notebooks to the pages they became."""
     del others
     return re.sub(r"(\]\((?!\w+:)[^)#\s]+)\.ipynb(?=[)#])", r"\1.md", markdown)
+
+
+def on_post_page(output: str, *, page: Any, **others: Any) -> None:
+    """Refuses a page that fetches something from elsewhere when it is looked at."""
+    from mkdocs.exceptions import PluginError
+
+    del others
+    if found := fetched(output):
+        raise PluginError(f"{page.file.src_uri} fetches {found} when it is looked at")
+
+
+def fetched(page: str) -> str:
+    """What an HTML page loads from elsewhere by itself, the first of it; empty for nothing."""
+    found = re.search(r"""<(?!a\s)\w+\s[^>]*(?:src|href)\s*=\s*["']?((?:https?:)?//[^"'\s>]+)""", page)
+    return found[1] if found else ""
