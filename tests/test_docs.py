@@ -86,7 +86,7 @@ def unknown_fields(page: Path) -> list[str]:
     found = []
     for code in code_of(page):
         found += re.findall(r"--config\.([\w.]*\w)=", code)
-        found += re.findall(rf"(?<![\w./-])((?:{'|'.join(PARTS)})\.[a-z]\w*)(?=[=,;:)\s]|$)", code)
+        found += re.findall(rf"(?<![\w./-])((?:{'|'.join(PARTS)})\.[a-z]\w*)(?=[=,;:)]|\s(?!=)|$)", code)
     return [name for name in found if name not in fields() | {"x.y"} and not name.endswith(".py")]
 
 
