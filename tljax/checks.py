@@ -6,6 +6,7 @@ from typing import Any
 from tljax.errors import UserError
 from tljax.experiment import augmentation
 from tljax.losses import make_loss
+from tljax.report.console import check_trackers
 from tljax.semi.joint import METHODS
 from tljax.transfer.optimizer import check_optimizer, make_schedule
 from tljax.transfer.population import is_population, members_of
@@ -80,6 +81,7 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
     if config.data.boxes and config.data.labels != "all":
         raise UserError("data.boxes=True cuts to boxes that somebody drew, which unlabelled images do not have; leave "
                         "it out, or say data.labels=all")  # fmt: skip
+    check_trackers(config.trackers)
     augmentation(config)
     augmentation(config, strong=True)
     check_semi(config)

@@ -91,6 +91,6 @@ def _path(name: str, made: ConfigDict) -> str:
 def _unknown(name: str, paths: Iterable[str]) -> UserError:
     paths = sorted(paths, reverse=True)  # so that of two with one last word optimizer.lr counts, not population.lr
     names = {path: path for path in paths} | {path.rpartition(".")[2]: path for path in paths}
-    close = dict.fromkeys(names[one] for one in difflib.get_close_matches(name, names, 4))
+    close = dict.fromkeys(names[one] for one in difflib.get_close_matches(name, names, 2))
     hint = f"; did you mean {' or '.join(close)}?" if close else "; see configs/common.py"
     return UserError(f"{name} is not a field of a config{hint}")

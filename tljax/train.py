@@ -98,7 +98,7 @@ def run(
         agree_on_folder(workdir)
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
-        writer = console_lib.make_writer(workdir, console, first=first)
+        writer = console_lib.make_writer(workdir, console, config, first=first)
         stack.callback(writer.close)
         trainer = Trainer(experiment, variables, checkpoints, console, began, workdir)
         with listen() as trainer.stop.caught:

@@ -25,7 +25,7 @@ CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.csv"
 SPILL, LOCK = "pixels.u8", ".lock"
 # Fields that do not change what a run computes.
 FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "cache.memory_gb", "pictures",
-        "stop_at_nan")  # fmt: skip
+        "stop_at_nan", "trackers")  # fmt: skip
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -1,5 +1,6 @@
 """What a run says while it goes on: tables, progress, one line per epoch; TensorBoard where it is installed."""
 
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from tljax.errors import UserError
 
 
 def make_console(*, quiet: bool = False) -> Console:
@@ -72,9 +75,32 @@ class _NoWriter:
     def close(self) -> None: ...
 
 
-def make_writer(workdir: Path, console: Console, *, first: bool) -> Writer:
-    """clu's writers to TensorBoard and the log; where they cannot be imported, one line says so and none write."""
-    if not first:
+TRACKERS = {"tensorboard": (), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
+"""What can be told of a run, and the packages of its extra."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises UserError for a tracker that there is not, or that is not installed.
+
+    TensorBoard is what is told where nothing is said; without it, a run says so in a line.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"trackers={tuple(names)}: {name!r} is not one of {', '.join(TRACKERS)}")
+        for package in ("clu", "tensorflow", *TRACKERS[name]) if TRACKERS[name] else ():
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"trackers={tuple(names)}: {package} is not installed; pip install -e '.[{name}]'")
+
+
+def make_writer(workdir: Path, console: Console, config: Any, *, first: bool) -> Writer:
+    """clu's writers, to TensorBoard and the log, and to the trackers that the config names.
+
+    Where those to TensorBoard cannot be imported, one line says so and none write.
+
+    Raises:
+      UserError: for a tracker that cannot be begun.
+    """
+    if not first or not config.trackers:
         return _NoWriter()
     try:
         from clu import metric_writers  # imports TensorFlow
@@ -82,7 +108,15 @@ def make_writer(workdir: Path, console: Console, *, first: bool) -> Writer:
         console.print(f"TensorBoard is off: {error.name or 'clu'} is not installed; metrics.csv has the same numbers")
         return _NoWriter()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    return metric_writers.create_default_writer(str(workdir), asynchronous=False)
+    writers: list[Any] = []
+    for name in dict.fromkeys(config.trackers):
+        if name == "tensorboard":
+            writers.append(metric_writers.create_default_writer(str(workdir), asynchronous=False))
+        else:
+            from tljax.report import trackers  # subclasses clu's interface
+
+            writers.append(trackers.open_tracker(name, workdir, console, config.to_dict()))
+    return metric_writers.MultiWriter(writers)
 
 
 def epoch_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
