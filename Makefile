@@ -45,7 +45,7 @@ lint: .venv/installed
 .venv/peer: .venv/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'ray>=2.50'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),ray,mlflow,wandb]'
 	touch $@
 
 .venv/fuzz: .venv/installed
@@ -54,6 +54,11 @@ lint: .venv/installed
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),docs]'
+	touch $@
+
+# Its tests start the system's Chromium (apt-get install chromium), or that of TLJAX_CHROMIUM.
+.venv/browser: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),browser]'
 	touch $@
 
 clean:
