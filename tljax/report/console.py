@@ -18,8 +18,9 @@ from tljax.errors import UserError
 
 def make_console(*, quiet: bool = False) -> Console:
     """The console of a run; a quiet one, for processes other than the first, prints nothing."""
-    # In a notebook plain text, too: rich's own output there needs ipywidgets for a progress bar.
-    console = Console(quiet=quiet, highlight=False, soft_wrap=True, force_jupyter=False)
+    # A notebook gets plain text: it takes itself for a terminal, and keeps every state of a progress bar.
+    terminal = False if Console().is_jupyter else None
+    console = Console(quiet=quiet, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal)
     if not console.is_terminal:
         console.width = 200  # nobody's window: a table in a log is not cut
     return console
