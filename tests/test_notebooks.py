@@ -61,12 +61,12 @@ def test_own_folder_leads_from_nothing_to_answers(tmp_path, monkeypatch):
 def test_layers_and_batch_norm_compares_plans_with_their_doubt(tmp_path, monkeypatch):
     printed, shown = executed("layers_and_batch_norm", tmp_path, monkeypatch)
     assert {"image/png"} <= shown["rates"] & shown["plot"]
-    assert "of 3 members" in printed["runs"] or printed["runs"].count("3 members, the best: ") == 6
+    assert printed["runs"].count("3 members, the best: ") == 6
     rows = printed["table"].splitlines()[1:]
     found = {}
     for row in rows:
         words = re.split(r"\s{2,}", row)
         found[words[0], words[1]] = float(re.search(ACCURACY, row)[1])
     assert len(found) == 6
-    assert max(found.values()) > found["head", "running"] + 3  # training more than the head pays
+    assert max(found.values()) > found["head", "running"] + 2  # training more than the head pays
     assert printed["paired"].count("against the head alone, p = ") == 5
