@@ -1,13 +1,14 @@
 """The tutorials, run from nothing in an empty folder, and what they then say."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
+from tools.notebooks import executed
+
 nbformat = pytest.importorskip("nbformat", reason="needs the extra [notebooks]")
-nbclient = pytest.importorskip("nbclient", reason="needs the extra [notebooks]")
+pytest.importorskip("nbclient", reason="needs the extra [notebooks]")
 pytest.importorskip("ipykernel", reason="needs the extra [notebooks]")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,15 +26,9 @@ def test_a_tutorial_is_kept_without_what_it_printed(path):
     assert all(re.fullmatch("[a-z-]+", cell.id) for cell in notebook.cells)  # names, not what an editor drew at random
 
 
-def executed(name, folder, monkeypatch):
+def run(name):
     """The outputs of a tutorial by the cell's id: what it printed, and the kinds of what it showed."""
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
-    notebook = nbformat.read(TUTORIALS / f"{name}.ipynb", nbformat.NO_CONVERT)
-    client = nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(folder)}})
-    client.execute()
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = [cell for cell in executed(TUTORIALS / f"{name}.ipynb").cells if cell.cell_type == "code"]
     printed = {cell.id: "".join(out.text for out in cell.outputs if out.output_type == "stream") for cell in code}
     shown = {cell.id: {kind for out in cell.outputs for kind in out.get("data", {})} for cell in code}
     assert not any("\x1b" in text for text in printed.values())  # a terminal's colours and moves
@@ -42,8 +37,8 @@ def executed(name, folder, monkeypatch):
 
 
 @pytest.mark.notebooks
-def test_own_folder_leads_from_nothing_to_answers(tmp_path, monkeypatch):
-    printed, shown = executed("own_folder", tmp_path, monkeypatch)
+def test_own_folder_leads_from_nothing_to_answers():
+    printed, shown = run("own_folder")
     assert printed["draw"] == "600 pictures in 10 classes\n"
     assert "text/html" in shown["plan"]
     assert {"image/png"} <= shown["confusion"] & shown["calibration"] & shown["curves"] & shown["see"]
@@ -58,8 +53,8 @@ def test_own_folder_leads_from_nothing_to_answers(tmp_path, monkeypatch):
 
 
 @pytest.mark.notebooks
-def test_layers_and_batch_norm_compares_plans_with_their_doubt(tmp_path, monkeypatch):
-    printed, shown = executed("layers_and_batch_norm", tmp_path, monkeypatch)
+def test_layers_and_batch_norm_compares_plans_with_their_doubt():
+    printed, shown = run("layers_and_batch_norm")
     assert {"image/png"} <= shown["rates"] & shown["plot"]
     assert printed["runs"].count("3 members, the best: ") == 6
     rows = printed["table"].splitlines()[1:]

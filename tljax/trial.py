@@ -285,7 +285,7 @@ def try_rates(
         checkpoints = Checkpoints(Path(place))
         try:
             trainer = Trainer(x, variables, checkpoints, Console(quiet=True), 0.0, Path(place))
-            trainer.train(make_writer(Path(place), console, first=False))
+            trainer.train(make_writer(Path(place), console, config, first=False))
             restore_best(trainer)
             logits, labels = trainer.logits("val"), x.data.labels("val")
         finally:

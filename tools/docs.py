@@ -1,13 +1,11 @@
 """What mkdocs writes itself: fields, commands, notebooks, and pages that lie elsewhere. Used by mkdocs.yml."""
 
-import hashlib
 import html
 import io
 import os
 import re
 import subprocess
 import sys
-import tempfile
 import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,25 +129,13 @@ def page_from(path: Path, pages: set[str]) -> str:
 
 
 def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
-    """A notebook, run now in an empty folder, as Markdown, and its pictures by name. What it gave is kept in
-    build/notebooks as long as neither it nor the code changes."""
-    import nbformat
+    """A notebook and what it gives, as Markdown, and its pictures by name."""
     from nbconvert import MarkdownExporter
-    from nbconvert.preprocessors import ExecutePreprocessor
 
-    sources = [path, *sorted((ROOT / "tljax").rglob("*.py")), *sorted((ROOT / "configs").glob("*.py"))]
-    digest = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-    kept = ROOT / "build" / "notebooks" / f"{path.stem}-{digest}.ipynb"
-    if not kept.is_file():
-        book = nbformat.read(path, as_version=4)
-        with tempfile.TemporaryDirectory() as folder:
-            ExecutePreprocessor(timeout=1200).preprocess(book, {"metadata": {"path": folder}})
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(book, kept)
+    from tools.notebooks import executed
+
     exporter: Any = MarkdownExporter()
-    text, resources = exporter.from_notebook_node(
-        nbformat.read(kept, as_version=4), {"output_files_dir": f"{path.stem}_files"}
-    )
+    text, resources = exporter.from_notebook_node(executed(path), {"output_files_dir": f"{path.stem}_files"})
     return text, {name: bytes(data) for name, data in resources["outputs"].items()}
 
 
