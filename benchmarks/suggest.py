@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from configs import common  # noqa: E402
-from tljax import memo, suggest, train, trial  # noqa: E402
+from tljax import memo, suggest, suggestion, train, trial  # noqa: E402
 from tljax.losses import wilson_interval  # noqa: E402
 from tljax.main import keep_compilations, quiet_libraries  # noqa: E402
 from tljax.probe import cross_validate, make_folds, suspects  # noqa: E402
@@ -94,11 +94,11 @@ def full_runs(config, backbones, rates, folder: Path):
 def judge_rate(right, rates, lr):
     """How a rate compares with the best one on the full runs' validation."""
     best, mine = int(right.sum(1).argmax()), rates.index(lr)
-    apart = suggest.p_value(right[best], right[mine])
+    apart = suggestion.p_value(right[best], right[mine])
     near = max(rates[best] / lr, lr / rates[best]) < 3.5
     return {
         "lr": lr, "best": rates[best], "correct": int(right[mine].sum()), "best_correct": int(right[best].sum()),
-        "seen": right.shape[1], "p": apart, "near": near, "right": bool(near or apart >= suggest.LEVEL),
+        "seen": right.shape[1], "p": apart, "near": near, "right": bool(near or apart >= suggestion.LEVEL),
     }  # fmt: skip
 
 
@@ -114,18 +114,18 @@ def run_case(name, data, backbones, folder: Path, seed: int):
     test = {who: right["test"][int(right["val"].sum(1).argmax())] for who, right in full.items()}
     best, by_probe = max(test, key=lambda who: test[who].sum()), str(said.looked[0].backbone)
     by_log_me = str(max(said.looked, key=lambda one: one.log_me).backbone)
-    apart = suggest.p_value(*test.values())  # of the two backbones
+    apart = suggestion.p_value(*test.values())  # of the two backbones
     return {
         "case": name, "suggest_seconds": seconds, "images": len(said.looked[0].probed.labels),
-        "backbone": chosen, "best_backbone": best, "p": apart, "told_apart": apart < suggest.LEVEL,
+        "backbone": chosen, "best_backbone": best, "p": apart, "told_apart": apart < suggestion.LEVEL,
         "probe": {str(one.backbone): [int(one.probed.right.sum()), one.log_me] for one in said.looked},
         "test": {who: [int(right.sum()), len(right)] for who, right in test.items()},
         "backbone_outright": bool(test[chosen].sum() == test[best].sum()),
         "tried": len(said.rivals),
         "by_probe": by_probe, "by_log_me": by_log_me,
-        "backbone_right": bool(chosen == best or apart >= suggest.LEVEL),
-        "probe_right": bool(by_probe == best or apart >= suggest.LEVEL),
-        "log_me_right": bool(by_log_me == best or apart >= suggest.LEVEL),
+        "backbone_right": bool(chosen == best or apart >= suggestion.LEVEL),
+        "probe_right": bool(by_probe == best or apart >= suggestion.LEVEL),
+        "log_me_right": bool(by_log_me == best or apart >= suggestion.LEVEL),
         "rate": judge_rate(full[chosen]["val"], rates, lr),
         "default_rate": judge_rate(full[chosen]["val"], rates, 1e-3),
         "trial": [int(n) for n in said.chosen.right.sum(1)],

@@ -13,7 +13,7 @@ from scipy import optimize
 
 from configs import common
 from tests import tiny
-from tljax import probe, suggest, train, trial
+from tljax import probe, suggest, suggestion, train, trial
 from tljax.command_line import load_config
 from tljax.errors import UserError
 from tljax.report.console import make_console
@@ -105,7 +105,7 @@ def test_another_plan_is_advised_only_where_it_is_told_apart_in_no_more_epochs()
     assert suggest.choose_plan([own, better]) is better
     assert suggest.choose_plan([own, longer]) is own
     assert suggest.choose_plan([own, alike]) is own
-    assert "may be chance, or its longer training" in suggest.why_plan([own, longer], own)
+    assert "may be chance, or its longer training" in suggestion.why_plan([own, longer], own)
 
 
 def test_backbones_are_read_as_they_are_written():
@@ -204,10 +204,10 @@ def test_the_backbones_are_those_named_the_most_accurate_first(found):
 
 def test_between_probes_that_are_not_told_apart_short_runs_decide(found):
     first, *others = found.looked
-    alike = [one for one in others if suggest.p_value(first.probed.right, one.probed.right) >= 0.05]
+    alike = [one for one in others if suggestion.p_value(first.probed.right, one.probed.right) >= 0.05]
     assert [one for one, _ in found.rivals] == [first, *alike]
-    most = max(suggest.best_of(tried).sum() for _, tried in found.rivals)
-    assert suggest.best_of(found.trials[0]).sum() == most
+    most = max(suggestion.best_of(tried).sum() for _, tried in found.rivals)
+    assert suggestion.best_of(found.trials[0]).sum() == most
     words = "short runs decide" if alike else "the first is told apart"
     assert words in found.reasons[0]
 
