@@ -102,13 +102,13 @@ def reason_picture(reason: Reason, *, title: str) -> bytes:
     axes[0].set_title("what the network saw", fontsize=9)
     _bar(figure, axes[0], ScalarMappable(), " ").ax.set_visible(False)  # keeps its room, so that pictures line up
     ramp = np.linspace(0, 1, 256, dtype=np.float32)[None]
-    colours = ListedColormap(overlaid(np.full((1, 256, 3), 128, np.uint8), ramp)[0] / 255)
+    colours = ListedColormap(overlaid(np.full((1, 256, 3), 255, np.uint8), ramp)[0] / 255)
     for ax, (words, heat) in zip(axes[1:], heats, strict=False):
         largest = float(heat.max())
         ax.imshow(overlaid(reason.square, heat), interpolation="nearest")
         ax.set_title(plain(f"Grad-CAM for {_short(words)}"), fontsize=9)
         scale = ScalarMappable(Normalize(0, largest or 1), colours)
-        words = "logits (on mid-grey)" if largest else "nothing speaks for it"
+        words = "logits (on white)" if largest else "nothing speaks for it"
         _bar(figure, ax, scale, words)
     largest = float(np.percentile(reason.saliency, 99)) or 1.0
     shown = axes[-1].imshow(reason.saliency, vmin=0, vmax=largest, cmap="magma", interpolation="nearest")
