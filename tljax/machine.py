@@ -4,6 +4,7 @@ Nothing here changes a result beyond rounding, and nothing touches what the user
 """
 
 import ctypes
+import gc
 import importlib.metadata
 import os
 import sys
@@ -69,10 +70,19 @@ def is_deterministic() -> bool:
 
 
 def forget_programs() -> None:
-    """Drops JAX's compiled programs when there are many. Each is mapped into memory piece by piece, JAX keeps them all,
-    and a process that has reached the kernel's limit of 65,530 mappings dies of a segmentation fault."""
+    """Drops JAX's compiled programs when there are many, and gives free memory back where a process has taken much.
+
+    Each program is mapped into memory piece by piece, JAX keeps them all, and a process that has reached the kernel's
+    limit of 65,530 mappings dies of a segmentation fault. What they took, and what `tune_cpu` has the C library keep,
+    is as good as lost to other processes.
+    """
     import jax
 
-    mappings = Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
+    maps, pages = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 10_000:
         jax.clear_caches()
+        gc.collect()
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 2 << 30:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries than GNU's
+        if trim is not None:
+            trim(0)
