@@ -51,6 +51,11 @@ def test_fields_are_named_by_their_last_word_their_part_or_both():
     assert made.is_locked
 
 
+def test_a_folder_that_exists_needs_no_word_before_it(photos):
+    for given in (photos, str(photos), f"folder:{photos}"):
+        assert tljax.config(given).data.source == f"folder:{photos}"
+
+
 def test_a_config_begins_with_the_defaults_of_a_file(tmp_path):
     from configs import folder, pets_ft
 
@@ -97,6 +102,11 @@ def test_the_plan_tells_mistakes_as_training_does(config):
     wrong.transfer.train = "head,layer9"
     with pytest.raises(UserError, match="layer9"):
         tljax.plan(wrong)
+    for other in ("folder:photos", None):
+        with pytest.raises(UserError, match="make one by tljax"):
+            tljax.plan(other)
+        with pytest.raises(UserError, match="make one by tljax"):
+            tljax.fit(other, "nowhere")
 
 
 def test_a_run_that_is_finished_is_loaded_and_another_is_refused(config, run):
@@ -175,8 +185,8 @@ def test_predict_takes_files_folders_bytes_and_pixels(run, photos):
     file = photos / "red/000.png"
     with Image.open(file) as image:
         pixels = np.asarray(image)
-    answers = tljax.predict(run, [file, str(file), file.read_bytes(), pixels], top=3)
-    assert [answer.best for answer in answers] == [answers[0].best] * 4
+        answers = tljax.predict(run, [file, str(file), file.read_bytes(), pixels, image], top=3)
+    assert [answer.best for answer in answers] == [answers[0].best] * 5
     assert sum(share for _, share in answers[0].best) == pytest.approx(1)
     (alone,) = tljax.predict(run.workdir, pixels, top=1)
     assert dict(alone.best) == pytest.approx(dict(answers[0].best[:1]), abs=1e-5)
@@ -187,6 +197,10 @@ def test_predict_takes_files_folders_bytes_and_pixels(run, photos):
         run.predict([file, 3])
     with pytest.raises(UserError, match="no pictures"):
         run.predict([])
+    with pytest.raises(UserError, match="picture 0 is a NoneType"):
+        run.predict(None)
+    with pytest.raises(UserError, match="top='a' is not a positive number"):
+        run.predict(file, top="a")
 
 
 def test_a_population_has_members_which_are_runs(population, photos):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,16 @@ def test_formats_and_exit_statuses(finished, photos, tmp_path):
         assert found.returncode == 2
         (line,) = found.stderr.decode().splitlines()
         assert line.startswith("tljax: ") and words in line
+
+
+def test_a_reader_that_has_enough_ends_it_without_a_word(finished, photos):
+    asked = f"{sys.executable} -m tljax.predict {finished} {photos} {photos} {photos} --batch 1 --format csv"
+    found = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{asked} | head -n 1"], capture_output=True, cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""}, check=False,
+    )  # fmt: skip
+    assert found.stdout.startswith(b"file,class_1") and found.stderr == b""
+    assert found.returncode in (0, 128 + signal.SIGPIPE)  # 0 where the pipe took all of it
 
 
 def test_a_result_of_something_else_is_one_line(tmp_path):

@@ -271,9 +271,10 @@ def test_the_command_ends_with_a_config_that_runs(folder, pretrained, tmp_path):
     ran = subprocess.run(train_it, capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "run" / "result.json").is_file()
-    for flag, words in (("--out=x.txt", "is not a .py file"), ("--backbones=resnet19", "is not known"),
-                        ("--config.epochs=0", "epochs=0 is too small")):  # fmt: skip
-        wrong = run(flag)
+    for flag, words in (("--layers", "mine.py exists; give another --out"), ("--out=x.txt", "is not a .py file"),
+                        ("--backbones=resnet19 --overwrite", "is not known"),
+                        ("--config.epochs=0 --overwrite", "epochs=0 is too small")):  # fmt: skip
+        wrong = run(*flag.split())
         assert wrong.returncode == 2
         (line,) = wrong.stderr.splitlines()
         assert line.startswith("tljax: ") and words in line

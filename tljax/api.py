@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+from ml_collections import ConfigDict
 
 from tljax import classifier as classifiers
 from tljax import predict as asking
@@ -32,8 +34,8 @@ from tljax.predict import Answer, Picture
 from tljax.report import console as console_lib
 from tljax.transfer.plan import Phase, Plan, plan_tables
 
-Image = str | Path | bytes | np.ndarray
-"""A file, a folder with all that lies in it, a pattern; the bytes of a file; or pixels, uint8 `[H, W, 3]`."""
+Image = str | Path | bytes | np.ndarray | PIL.Image.Image
+"""A file, a folder with all in it, a pattern; the bytes of a file; pixels, uint8 `[H, W, 3]`; a Pillow image."""
 
 __all__ = ["Evaluation", "Outlook", "Run", "config", "evaluate", "fit", "load", "plan", "predict"]
 
@@ -103,7 +105,7 @@ def plan(config: Any) -> Outlook:
       UserError: for whatever is wrong with the config, the plan or the data.
     """
     begin()
-    check(config)
+    check(_made(config))
     sketch = outline(config)
     listed = open_data(config.data, seed=config.seed)
     classes = listed.source.classes
@@ -198,7 +200,7 @@ def fit(config: Any, workdir: str | Path, *, overwrite: bool = False, quiet: boo
     """
     begin()
     workdir = Path(workdir).expanduser()
-    if config.run != "train":
+    if _made(config).run != "train":
         raise UserError(f"config.run={config.run!r} is for the command line; say run='train'")
     try:
         runs.run(config, workdir, overwrite=overwrite, console=console_lib.make_console(quiet=quiet))
@@ -361,21 +363,36 @@ def predict(
     """
     run = run if isinstance(run, Run) else load(run)
     for name, value in (("top", top), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name}={value} is not a positive number")
-    one = isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value!r} is not a positive number")
+    one = (
+        not isinstance(images, Iterable)
+        or isinstance(images, str | Path | bytes | PIL.Image.Image)
+        or (isinstance(images, np.ndarray) and images.ndim < 4)
+    )
     several: Any = [images] if one else images
     pictures: list[Picture] = []
     for number, image in enumerate(several):
         if isinstance(image, str | Path):
             pictures += asking.find_pictures([str(image)], bytes)
+        elif isinstance(image, PIL.Image.Image):
+            pictures.append(Picture(f"picture {number}", functools.partial(np.asarray, image.convert("RGB"))))
         elif isinstance(image, bytes | np.ndarray):
             pictures.append(Picture(f"picture {number}", lambda image=image: image))
         else:
-            raise UserError(f"picture {number} is a {type(image).__name__}; give a file, bytes, or an array of uint8")
+            raise UserError(
+                f"picture {number} is a {type(image).__name__}; give a file, bytes, an array of uint8, or Pillow's"
+            )
     if not pictures:
         raise UserError("no pictures there; name files, folders or patterns")
     return list(asking.ask(run.classifier, pictures, batch_size=batch_size, top=top, flips=flips))
+
+
+def _made(config: Any) -> Any:
+    """A config, and nothing else."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config is {config!r:.40}; make one by tljax.config('folder:photos')")
+    return config
 
 
 def _percent(found: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import importlib.util
+import os
 import re
 import signal
 import sys
@@ -133,16 +134,24 @@ def exit_status(command: Callable[[], int | None]) -> int:
     more, 128 + a signal."""
     try:
         with handled(obey):
-            return command() or 0
+            status = command() or 0
+            sys.stdout.flush()  # what is wrong with a pipe or disk is to be found out here
+            return status
     except UserError as error:
         print(f"tljax: {one_line(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read what is printed has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes as it ends
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"tljax: {where}{error.strerror}; what was saved before is whole, and with room the same command goes on "
-              "from there", file=sys.stderr)  # fmt: skip
+        print(
+            f"tljax: {where}{error.strerror}; what was saved before is whole; with room the same command works, "
+            "and a run goes on from there",
+            file=sys.stderr,
+        )
         return 2
     except Interrupted as interrupted:
         print(f"tljax: {interrupted}", file=sys.stderr)

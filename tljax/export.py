@@ -131,7 +131,7 @@ def check(kinds: Sequence[str], classifier: "Classifier", out: Path, text: str, 
 
     for kind in kinds:
         if (absent := RUNTIMES[kind].absent) and not RUNTIMES[kind].optional:
-            raise UserError(f"--to {kind} needs {' and '.join(absent)}: pip install 'tljax[export]'")
+            raise UserError(f"--to {kind} needs {' and '.join(absent)}: pip install -e '.[export]'")
         if kind == "torch":
             recipe(classifier.model, classifier.result["config"]["model"]["name"])
         if kind == "safetensors":
@@ -183,7 +183,7 @@ def export(workdir: Path, kinds: Sequence[str], out: Path, *, images: Sequence[s
         tell(f"{kind}: {path}, {len(data) / 1e6:.1f} MB; by {words}: {found}")
         if runtime.program and runtime.absent:
             tell(f"{kind}: not run by {runtime.words}, since {' and '.join(runtime.absent)} cannot be imported; "
-                 f"pip install 'tljax[peer]', then the same command with --overwrite")  # fmt: skip
+                 f"make .venv/peer, then the same command with --overwrite")  # fmt: skip
     write_whole(out / METADATA, text)
 
 

@@ -18,14 +18,17 @@ from tljax.workdir import flatten
 CONFIGS = Path(common.__file__).parent
 
 
-def config(data: str | Mapping[str, Any] | None = None, *, base: str | Path = "folder", **fields: Any) -> ConfigDict:
+def config(
+    data: str | Path | Mapping[str, Any] | None = None, *, base: str | Path = "folder", **fields: Any
+) -> ConfigDict:
     """A config: the defaults, with some fields set.
 
         tljax.config("folder:photos", model="resnet34", train="head,layer4", lr=1e-4, epochs=5)
         tljax.config("pets:PATH", base="pets_ft", optimizer={"name": "sgd", "lr": 1e-2})
 
     Args:
-      data: `data.source`: folder:PATH, pets:PATH, tfds:NAME, shapes:TASK; or a dictionary of fields of `data`.
+      data: `data.source`: folder:PATH, or the folder itself, pets:PATH, tfds:NAME, shapes:TASK; or a dictionary of
+        fields of `data`.
       base: a file of `configs/` by its name, or the path of another one.
       **fields: those of `configs/common.py`. A part takes a dictionary of its fields, or what it is called
         (`model="resnet34"`, `optimizer="sgd"`, `schedule="cosine"`); a field that is in one part alone needs no part
@@ -39,6 +42,8 @@ def config(data: str | Mapping[str, Any] | None = None, *, base: str | Path = "f
       UserError: for a field or config that does not exist, with the nearest ones, or a value that does not fit.
     """
     made: Any = _base(base)
+    if isinstance(data, str | Path) and Path(data).is_dir():
+        data = f"folder:{data}"
     given: list[tuple[str, Any]] = []
     for name, value in (fields if data is None else {"data": data, **fields}).items():
         path = _path(name, made)

@@ -216,7 +216,7 @@ def as_table(file: TextIO, widest: int) -> Callable[[Answer], None]:
             words = f"cannot be read: {answer.reason}"
         else:
             words = "   ".join(f"{share:6.1%} {name}" for name, share in answer.best)
-        file.write(f"{answer.name:<{widest}}   {words}\n")
+        file.write(f"{one_line(answer.name):<{widest}}   {words}\n")
 
     return put
 

@@ -58,7 +58,7 @@ def serve(args: Any) -> int:
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == "tljax":
                 raise
-            raise UserError(f"serving needs {error.name}: pip install 'tljax[serve]'") from None
+            raise UserError(f"serving needs {error.name}: pip install -e '.[serve]'") from None
         from tljax.classifier import load
         from tljax.serving.desk import Desk
 

@@ -207,6 +207,7 @@ def make_flags() -> flags.FlagValues:
     )  # fmt: skip
     flags.DEFINE_string("out", "suggested.py", "the config file to write; a .json beside it has all numbers",
                         flag_values=values)  # fmt: skip
+    flags.DEFINE_bool("overwrite", False, "replace that file", flag_values=values)
     flags.DEFINE_integer("images", 1000, "training images, and validation images, that are used at most",
                          lower_bound=10, flag_values=values)  # fmt: skip
     flags.DEFINE_integer("epochs", 0, "of the short runs; 0: as many as make the config's number of updates, for more "
@@ -232,6 +233,8 @@ def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     out = Path(values.out)
     if out.suffix != ".py" or not out.absolute().parent.is_dir():
         raise UserError(f"--out={out} is not a .py file in a folder that exists")
+    if out.exists() and not values.overwrite:
+        raise UserError(f"{out} exists; give another --out, or --overwrite to replace it")
     tune_cpu()
     from tljax.trial import read_backbones  # JAX after the flags
 

@@ -57,7 +57,8 @@ def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
     except Exception as error:  # whatever numpy, zipfile and zlib raise for bytes that someone made up
-        raise UserError(one_line(error) or type(error).__name__) from None
+        reason = "it is no .npz file" if "pickle" in str(error) else one_line(error) or type(error).__name__
+        raise UserError(reason) from None
 
 
 def write_json(path: Path, value: Any) -> None:

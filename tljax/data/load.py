@@ -91,7 +91,8 @@ def open_source(spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0
         return open_pets(where, **options)
     if kind == "shapes" and colon:
         return open_shapes(where, seed=seed)
-    raise UserError(f"data.source={spec!r} is not one of folder:PATH, pets:PATH, tfds:NAME, shapes:TASK")
+    hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else ""
+    raise UserError(f"data.source={spec!r} is not one of folder:PATH, pets:PATH, tfds:NAME, shapes:TASK{hint}")
 
 
 def check_labels(source: Source) -> None:

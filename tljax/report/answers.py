@@ -71,7 +71,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], *, title: str)
     ax.grid(which="minor", color="0.85", linewidth=0.5)
     ax.tick_params(which="minor", length=0)
     ax.set(xlabel="answer", ylabel="true class")
-    ax.set_title(plain(title), fontsize=10)
+    figure.suptitle(plain(_short(title, 60)), fontsize=10)
     figure.colorbar(shown, ax=ax, shrink=0.75, label="share of the true class's images (%)")
     return png(figure)
 
@@ -86,8 +86,8 @@ def gallery_picture(shown: Sequence[Captioned], *, title: str) -> bytes:
         ax.axis("off")
     for ax, one in zip(axes, shown, strict=False):
         ax.imshow(one.picture, interpolation="nearest")
-        ax.set_title("\n".join(plain(_short(line, 32)) for line in one.lines), fontsize=8.5, pad=3)
-    figure.suptitle(plain(title), fontsize=10)
+        ax.set_title("\n".join(plain(_short(line, 26)) for line in one.lines), fontsize=8.5, pad=3)
+    figure.suptitle(plain(_short(title, 26 * columns)), fontsize=10)
     return png(figure)
 
 
@@ -114,7 +114,7 @@ def reason_picture(reason: Reason, *, title: str) -> bytes:
     shown = axes[-1].imshow(reason.saliency, vmin=0, vmax=largest, cmap="magma", interpolation="nearest")
     axes[-1].set_title(plain(f"saliency for {_short(heats[0][0])}"), fontsize=9)
     _bar(figure, axes[-1], shown, "logits per unit of a pixel (top 1% cut)")
-    figure.suptitle(plain(title), fontsize=10)
+    figure.suptitle(plain(_short(title, 32 * len(axes))), fontsize=10)
     return png(figure)
 
 

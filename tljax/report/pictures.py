@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no backend to choose, no global state
 
 from tljax.report.console import own_or_validations
+from tljax.report.insides import png
 
 COLUMNS = 8
 
@@ -28,7 +29,7 @@ def save_batch(path: Path, images: np.ndarray, labels: Sequence[str]) -> None:
     for ax, image, label in zip(axes, images, labels, strict=False):
         ax.imshow(np.clip(np.round(image), 0, 255).astype(np.uint8), interpolation="nearest")
         ax.set_title(plain(label[:22]), fontsize=8)
-    figure.savefig(path, dpi=100)
+    path.write_bytes(png(figure))
 
 
 def save_curves(path: Path, history: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> None:

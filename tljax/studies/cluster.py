@@ -30,7 +30,7 @@ def run_on_ray(jobs: Sequence[Job], runs: Path, console: Console, *, address: st
     try:
         import ray
     except ImportError:
-        raise UserError("--ray needs Ray: pip install 'tljax[ray]'") from None
+        raise UserError("--ray needs Ray: pip install -e '.[ray]'") from None
     ours = not ray.is_initialized()
     if ours:
         check_answers(address or os.environ.get("RAY_ADDRESS", ""))
