@@ -3,36 +3,52 @@
 import gc
 import os
 import signal
+import threading
 import time
+import weakref
 
 import pytest
 
 from tljax.interrupt import Stopped, handled, listen, obey
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_within_the_collection_of_garbage_is_not_lost(number):
-    """What is raised in what JAX, hypothesis and others have Python call then is printed and forgotten."""
-    sent = []
+class Lingering:
+    """Something whose end takes a while."""
 
-    def kill(phase, info):
-        if not sent:
-            sent.append(number)
-            os.kill(os.getpid(), number)
+    def __del__(self):
+        linger()
 
-    def linger(phase, info):
-        for _ in range(1000):
-            pass
 
-    gc.callbacks.extend([kill, linger])
+def linger(*_):
+    for _ in range(2_000_000):
+        pass
+
+
+def collect():
+    gc.callbacks.append(linger)
     try:
-        with pytest.raises(Stopped) as stopped, handled(obey):  # noqa: PT012
-            gc.collect()
-            for _ in range(1000):
-                time.sleep(0.01)
+        gc.collect()
     finally:
-        gc.callbacks.remove(kill)
         gc.callbacks.remove(linger)
+
+
+def let_go_of_a_reference():
+    one = Lingering()
+    reference = weakref.ref(one, linger)
+    del one
+    assert reference() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", [collect, let_go_of_a_reference, lambda: Lingering().__class__])
+def test_a_signal_where_python_forgets_what_is_raised_is_not_lost(number, where):
+    """JAX, hypothesis and the standard library have Python call such functions."""
+    killer = threading.Timer(0.02, os.kill, (os.getpid(), number))
+    with pytest.raises(Stopped) as stopped, handled(obey):  # noqa: PT012
+        killer.start()
+        where()
+        for _ in range(1000):
+            time.sleep(0.01)
     assert stopped.value.number == number
 
 

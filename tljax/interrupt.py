@@ -1,12 +1,13 @@
 """Ctrl-C and SIGTERM as a request, so that a run can save before it leaves."""
 
 import contextlib
-import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -30,26 +31,29 @@ AGAIN = 0.1  # seconds
 
 
 def obey(number: int, frame: FrameType | None) -> None:
-    """A handler of signals that raises `Stopped`, once that will be heard.
-
-    What is raised in a destructor, or in what JAX and others have Python call around a collection of garbage, is
-    printed and forgotten.
-    """
-    deaf = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    while frame is not None:
-        if frame.f_code in deaf or frame.f_code.co_name == "__del__":
-            later = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
-            later.daemon = True
-            later.start()
-            return
-        frame = frame.f_back
+    """A handler of signals that raises `Stopped`."""
+    del frame
     raise Stopped(number)
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Has SIGINT and SIGTERM handled so; outside of the main thread whoever runs us there handles them."""
-    before = {}
+    """Has SIGINT and SIGTERM handled so; outside of the main thread whoever runs us there handles them.
+
+    What is raised in a destructor, in the callback of a weak reference or around a collection of garbage, where JAX has
+    Python call it, Python prints and forgets. There `Stopped` is not lost: the signal comes again.
+    """
+    before, hook = {}, sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, Stopped):
+            later = threading.Timer(AGAIN, os.kill, (os.getpid(), unraisable.exc_value.number))
+            later.daemon = True
+            later.start()
+        else:
+            hook(unraisable)
+
+    sys.unraisablehook = again
     with contextlib.suppress(ValueError):
         for number in SIGNALS:
             before[number] = signal.signal(number, handler)
@@ -58,6 +62,8 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+        if sys.unraisablehook is again:
+            sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
