@@ -27,7 +27,7 @@ fuzz: .venv/fuzz
 
 # The site, in build/site; a warning is an error.
 docs: .venv/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
