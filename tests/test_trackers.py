@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,11 @@ def test_wandb_has_config_curves_result_and_pictures_of_a_run_that_was_stopped_o
     config = tiny.make_config(photos, epochs=3, trackers=("wandb",))
     tiny.interrupted_after(config, tmp_path / "run", 4, monkeypatch)
     result = runs.run(config, tmp_path / "run", console=QUIET)
-    records, ids = wandb_records(tmp_path / "run")
+    for _ in range(300):  # a process of its own writes them, and may be behind
+        records, ids = wandb_records(tmp_path / "run")
+        if len(records.get("exit", ())) == 2:
+            break
+        time.sleep(0.1)
     assert len(ids) == 1  # two sittings, one run
     expected = {row["step"]: row["val_accuracy"] for row in result["history"]}
     assert logged(records, "val_accuracy") == pytest.approx(expected)
