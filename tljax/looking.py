@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -25,15 +24,13 @@ from tljax.finish import SPLITS
 from tljax.predict import Picture
 from tljax.report.answers import LARGEST, Captioned, Reason, confusion_picture, gallery_picture, reason_picture
 from tljax.report.console import progress_bar
+from tljax.report.html import data_address, jpeg_address, make_templates
 from tljax.report.insides import filters_picture, maps_picture
-from tljax.studies.page import data_address, jpeg_address, share_words
+from tljax.studies.page import share_words
 from tljax.workdir import write_json, write_whole
 
 BATCH, PAIRS = 32, 12
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("tljax.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)  # fmt: skip
+TEMPLATES = make_templates("tljax.report")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import jinja2
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
@@ -20,14 +19,12 @@ from starlette.staticfiles import StaticFiles
 
 from tljax.classifier import Classifier
 from tljax.data.decode import Unreadable
+from tljax.report.html import make_templates
 from tljax.serving.desk import Busy, Desk
 from tljax.serving.guards import Rate, SafeHeaders, SameOrigin
 
 HERE = Path(__file__).parent
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)  # fmt: skip
+TEMPLATES = make_templates("tljax.serving")
 
 
 @dataclasses.dataclass(frozen=True)

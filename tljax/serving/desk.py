@@ -1,18 +1,16 @@
 """One network that many ask: one picture at a time, in a thread of its own, behind a queue that has an end."""
 
 import asyncio
-import base64
 import contextlib
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from tljax.classifier import Classifier
 from tljax.explain import BEST, make_grad_cam, overlaid
+from tljax.report.html import png_address
 
 STRENGTH = 0.85  # of the full colour; the page's slider takes it back
 
@@ -103,14 +101,8 @@ class Desk:
         if maps is None:
             return Said(best)
         hot = overlaid(square, np.asarray(maps[0]), strength=STRENGTH)
-        return Said(best, of or best[0][0], _data_url(square), _data_url(hot))
+        return Said(best, of or best[0][0], png_address(square), png_address(hot))
 
     def close(self) -> None:
         """Lets go of what still waits."""
         self._thread.shutdown(cancel_futures=True)
-
-
-def _data_url(picture: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -16,8 +16,9 @@ from tljax.data.shapes import open_shapes
 from tljax.errors import UserError
 from tljax.models import create_model, init_variables
 from tljax.models.imagenet import class_names
+from tljax.report.html import data_address, jpeg_address
 from tljax.report.insides import filters_picture, maps_picture
-from tljax.studies.page import TEMPLATES, data_address, jpeg_address
+from tljax.studies.page import TEMPLATES
 from tljax.studies.scales import SCALES
 from tljax.studies.study import Look
 from tljax.studies.table import document

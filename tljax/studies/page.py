@@ -1,30 +1,24 @@
 """A study as one HTML page that needs nothing beside it: no script, no font, no file."""
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 from scipy.special import softmax
 
 from tljax.data.decode import Unreadable, decode
 from tljax.data.load import open_source
 from tljax.errors import UserError
 from tljax.evaluation import confusion
+from tljax.report.html import jpeg_address, make_templates
 from tljax.studies import figures, table
 from tljax.studies.results import Findings, Found, Row
 from tljax.studies.scales import SCALES
 from tljax.studies.study import Study
 
 MISTAKES, THUMBNAIL = 8, 144
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("tljax.studies", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)  # fmt: skip
+TEMPLATES = make_templates("tljax.studies")
 
 
 def page(findings: Findings, *, scale: str) -> str:
@@ -158,17 +152,6 @@ def _thumbnails(found: Found, names: Iterable[str]) -> dict[str, str]:
                 continue
             pictures[name] = jpeg_address(picture, quality=80)
     return pictures
-
-
-def jpeg_address(picture: np.ndarray, *, quality: int) -> str:
-    """A picture, uint8 `[H, W, 3]`, as a `data:` address."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=quality)
-    return data_address("image/jpeg", file.getvalue())
-
-
-def data_address(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _machine(result: Mapping[str, Any] | None) -> str:
