@@ -162,6 +162,18 @@ def exit_status(command: Callable[[], int | None]) -> int:
         return 128 + number
 
 
+def run_flags(
+    argv: Sequence[str] | None, values: flags.FlagValues, words: str | None,
+    command: Callable[[Sequence[str], flags.FlagValues], int | None],
+) -> int:  # fmt: skip
+    """Runs a command whose flags absl reads, or shows its `words` and flags; returns the exit status."""
+    argv = list(sys.argv if argv is None else argv)
+    if {"-h", "--help", "-help"} & set(argv[1:]):
+        print(f"{words}\n{values.get_help()}")
+        return 0
+    return exit_status(lambda: command(argv, values))
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, as those of all our commands."""
 

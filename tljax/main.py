@@ -16,7 +16,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from tljax.command_line import exit_status, parse
+from tljax.command_line import parse, run_flags
 from tljax.errors import UserError
 from tljax.machine import make_deterministic, tune_cpu
 
@@ -40,13 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     One of several processes ends with 75 where another one has died.
     """
-    argv = list(sys.argv if argv is None else argv)
     quiet_libraries()
-    values = make_flags()
-    if {"-h", "--help", "-help"} & set(argv[1:]):
-        print(f"{__doc__}\n{values.get_help()}")
-        return 0
-    return exit_status(lambda: dispatch(argv, values))
+    return run_flags(argv, make_flags(), __doc__, dispatch)
 
 
 def quiet_libraries() -> None:

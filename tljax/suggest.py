@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from tljax.command_line import exit_status, parse
+from tljax.command_line import parse, run_flags
 from tljax.errors import UserError
 from tljax.machine import tune_cpu
 from tljax.main import DEFAULT, keep_compilations, quiet_libraries
@@ -219,13 +219,8 @@ def make_flags() -> flags.FlagValues:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for a mistake of the user's, 128 + the signal if interrupted."""
-    argv = list(sys.argv if argv is None else argv)
     quiet_libraries()
-    values = make_flags()
-    if {"-h", "--help", "-help"} & set(argv[1:]):
-        print(f"{__doc__}\n{values.get_help()}")
-        return 0
-    return exit_status(lambda: dispatch(argv, values))
+    return run_flags(argv, make_flags(), __doc__, dispatch)
 
 
 def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
