@@ -16,7 +16,6 @@ from tljax.classifier import Classifier
 from tljax.convert.names import to_torch
 from tljax.convert.torch_writer import torch_bytes
 from tljax.convert.torchvision_recipe import recipe
-from tljax.data.augment import make_normalize
 from tljax.errors import UserError
 from tljax.models import Pass
 from tljax.models.layers import plain_operations
@@ -57,11 +56,10 @@ def describe(classifier: Classifier) -> dict[str, Any]:
 
 def make_forward(classifier: Classifier) -> Callable[[Any], Any]:
     """Squares uint8 `[B, crop, crop, 3]` to logits `[B, outputs]`, in operations that any backend has."""
-    normalize = make_normalize(classifier.preprocessing.mean, classifier.preprocessing.std)
 
     def forward(squares: jax.Array) -> Any:
         with plain_operations():
-            return classifier.model.apply(classifier.variables, normalize(squares), Pass())
+            return classifier.model.apply(classifier.variables, classifier.normalize(squares), Pass())
 
     return forward
 
