@@ -22,7 +22,7 @@ from tljax import workdir as folders
 from tljax.checks import check
 from tljax.data.load import check_labels, open_data, open_source
 from tljax.errors import UserError
-from tljax.evaluation import by_class, reliability
+from tljax.evaluation import by_class, confusion, reliability
 from tljax.experiment import head_outputs, outline, plans_of
 from tljax.fields import config
 from tljax.finish import PREDICTIONS, SPLITS
@@ -242,9 +242,7 @@ class Evaluation:
     @property
     def confusion(self) -> np.ndarray:
         """How many images of a class (row) were taken for which (column), int `[classes, outputs]`."""
-        counts = np.zeros((len(self.classes), max(len(self.classes), 1 + int(self.predicted.max()))), int)
-        np.add.at(counts, (self.labels, self.predicted), 1)
-        return counts
+        return confusion(self.predicted, self.labels, len(self.classes))
 
     def __str__(self) -> str:
         words = f"accuracy {console_lib.percent(self.correct, self.seen, self.interval95)}"

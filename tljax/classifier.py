@@ -77,6 +77,11 @@ class Classifier:
         """Calibrated probabilities `[N, classes]` of logits `[N, outputs]`, float64."""
         return np.exp(log_probabilities(logits, self.temperature))
 
+    def best(self, chances: np.ndarray, top: int) -> tuple[tuple[str, float], ...]:
+        """(class, probability) of a row of `probabilities`, the most probable first; of equal ones the first class."""
+        order = np.argsort(-chances, kind="stable")[:top]
+        return tuple((self.classes[i], float(chances[i])) for i in order)
+
 
 def load(workdir: str | Path) -> Classifier:
     """Loads a finished run: a single one, a member of a population, the last student of rounds.

@@ -80,14 +80,13 @@ def by_class(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -
     return {name: _share(int(right[labels == c].sum()), int((labels == c).sum())) for c, name in enumerate(classes)}
 
 
-def confusion(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Images by true class (rows) and answer (columns), int64 `[classes, classes]`.
+def confusion(answers: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Images by true class (rows) and answer (columns), int64 `[classes, outputs]`.
 
-    Left out are answers beyond the classes: a head may have more outputs than there are classes.
+    The columns beyond the classes, up to the last that there is, are answers of a head with more outputs than classes.
     """
-    answers, counts = predictions(logits), np.zeros((classes, classes), np.int64)
-    inside = answers < classes
-    np.add.at(counts, (labels[inside], answers[inside]), 1)
+    counts = np.zeros((classes, max(classes, 1 + int(answers.max()))), np.int64)
+    np.add.at(counts, (labels, answers), 1)
     return counts
 
 

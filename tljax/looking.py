@@ -17,11 +17,11 @@ from tljax.answers import Answers, Images, open_images, read_answers
 from tljax.classifier import Classifier
 from tljax.data.batches import prefetch
 from tljax.data.decode import Unreadable
-from tljax.errors import UserError, one_line
+from tljax.errors import UserError
 from tljax.evaluation import confusion
 from tljax.explain import BEST, make_grad_cam, make_saliency
 from tljax.finish import SPLITS
-from tljax.predict import Picture
+from tljax.predict import Picture, see
 from tljax.report.answers import LARGEST, Captioned, Reason, confusion_picture, gallery_picture, reason_picture
 from tljax.report.console import progress_bar
 from tljax.report.html import data_address, jpeg_address, make_templates
@@ -110,7 +110,7 @@ class _Look:
         if (found := self.answers) is None:
             return None
         classes = self.classifier.result["classes"]
-        counts = confusion(found.logits, found.labels, len(classes))
+        counts = confusion(found.predicted, found.labels, len(classes))[:, : len(classes)]
         wrong = counts * (1 - np.eye(len(classes), dtype=int))
         order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
         pairs = [divmod(int(i), len(classes)) for i in order if wrong.flat[i]]
@@ -176,13 +176,11 @@ class _Look:
             if len(asked) == self.options.pictures:
                 self.notes.append(f"of {len(pictures):,} pictures the first {len(asked)} are explained (--pictures)")
                 break
-            try:
-                if picture.reason:
-                    raise Unreadable(picture.reason)
-                asked.append(_Asked(picture.name, self.classifier.see(picture.read())))
-            except (Unreadable, OSError, ValueError) as error:
-                words = getattr(error, "reason", None) or getattr(error, "strerror", None) or one_line(error)
-                self.notes.append(f"{picture.name} cannot be read: {words}")
+            square = see(self.classifier, picture)
+            if isinstance(square, str):
+                self.notes.append(f"{picture.name} cannot be read: {square}")
+            else:
+                asked.append(_Asked(picture.name, square))
         return asked
 
     def explain(self, asked: list[_Asked]) -> list[dict[str, Any]]:
@@ -207,11 +205,10 @@ class _Look:
             if one.label is not None:
                 title += f"; it is {self.called(one.label)}" if wrong else ", which is right"
             data = reason_picture(Reason(one.square, tuple(shown), fine[i]), title=title)
-            best = np.argsort(-shares[i], kind="stable")[:3]
+            best = self.classifier.best(shares[i], 3)
             told.append({
                 "name": one.name, "title": title, "picture": self.write(f"explained-{i + 1:02}.png", data, photo=True),
-                "best": [(self.called(int(c)), float(shares[i, c])) for c in best],
-                "words": ", ".join(f"{self.called(int(c))} {share_words(float(shares[i, c]))}" for c in best),
+                "best": best, "words": ", ".join(f"{name} {share_words(share)}" for name, share in best),
                 "label": None if one.label is None else self.called(one.label), "near": None,
             })  # fmt: skip
         return told

@@ -128,15 +128,25 @@ def ask(
       flips: whether each picture is also seen mirrored, and the probabilities of both averaged.
       workers: decoding threads; None for one per core.
     """
-    top, names = min(top, len(classifier.classes)), (picture.name for picture in pictures)
+    names = (picture.name for picture in pictures)
     found = logits_of(classifier, pictures, batch_size=batch_size, flips=flips, workers=workers)
     for name, views in zip(names, found, strict=True):
         if isinstance(views, str):
             yield Answer(name, reason=views)
             continue
-        row = classifier.probabilities(views).mean(axis=0)
-        order = np.argsort(-row, kind="stable")[:top]
-        yield Answer(name, tuple((classifier.classes[i], float(row[i])) for i in order))
+        yield Answer(name, classifier.best(classifier.probabilities(views).mean(axis=0), top))
+
+
+def see(classifier: "Classifier", picture: Picture) -> np.ndarray | str:
+    """What the network is shown of a picture, or why it cannot be read."""
+    if picture.reason:
+        return picture.reason
+    try:
+        return classifier.see(picture.read())
+    except Unreadable as error:
+        return error.reason
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        return getattr(error, "strerror", None) or one_line(error)
 
 
 def logits_of(
@@ -145,16 +155,6 @@ def logits_of(
 ) -> Iterator[np.ndarray | str]:  # fmt: skip
     """What `ask` answers from: of each picture the logits `[views, outputs]`, or why it cannot be read."""
     size = min(batch_size, 1 << (len(pictures) - 1).bit_length())
-
-    def see(picture: Picture) -> np.ndarray | str:
-        if picture.reason:
-            return picture.reason
-        try:
-            return classifier.see(picture.read())
-        except Unreadable as error:
-            return error.reason
-        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-            return getattr(error, "strerror", None) or one_line(error)
 
     def start(squares: list[np.ndarray]) -> list[Any]:
         rows = np.stack([*squares, *[np.zeros_like(squares[0])] * (size - len(squares))])
@@ -166,12 +166,12 @@ def logits_of(
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         batches = [pictures[i : i + size] for i in range(0, len(pictures), size)]
-        decoding = [[pool.submit(see, picture) for picture in batch] for batch in batches[:2]]
+        decoding = [[pool.submit(see, classifier, picture) for picture in batch] for batch in batches[:2]]
         waiting: list[Any] = []
         for number in range(len(batches)):
             seen = [future.result() for future in decoding.pop(0)]
             if number + 2 < len(batches):
-                decoding.append([pool.submit(see, picture) for picture in batches[number + 2]])
+                decoding.append([pool.submit(see, classifier, picture) for picture in batches[number + 2]])
             squares = [one for one in seen if not isinstance(one, str)]
             running = start(squares) if squares else []
             if waiting:

@@ -96,8 +96,7 @@ class Desk:
         else:
             logits, maps = c.forward(square[None]), None
         (chances,) = c.probabilities(np.asarray(logits))
-        order = np.argsort(-chances, kind="stable")[:top]
-        best = tuple((c.classes[i], float(chances[i])) for i in order)
+        best = c.best(chances, top)
         if maps is None:
             return Said(best)
         hot = overlaid(square, np.asarray(maps[0]), strength=STRENGTH)

@@ -11,6 +11,7 @@ from tljax.data.decode import Unreadable, decode
 from tljax.data.load import open_source
 from tljax.errors import UserError
 from tljax.evaluation import confusion
+from tljax.losses import predictions
 from tljax.report.html import jpeg_address, make_templates
 from tljax.studies import figures, table
 from tljax.studies.results import Findings, Found, Row
@@ -68,7 +69,7 @@ def _confusion(found: Found) -> str | None:
     if len(classes) > 40:
         return None
     _, labels, logits = found.predictions("test")
-    return figures.confusion_picture(confusion(logits, labels, len(classes)), classes)
+    return figures.confusion_picture(confusion(predictions(logits), labels, len(classes))[:, : len(classes)], classes)
 
 
 def _mistakes(found: Found) -> list[dict[str, Any]]:
