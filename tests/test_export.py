@@ -218,7 +218,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(finished, tmp
     refused(["safetensors", "torch"], r"torchvision's resnet18 begins with 64 channels, not model.width=4")
     lacking = parity.RUNTIMES["onnx"]._replace(needs=("absent_module",))
     monkeypatch.setitem(parity.RUNTIMES, "onnx", lacking)
-    refused(["safetensors", "onnx"], r"--to onnx needs absent_module: pip install 'tljax\[export\]'")
+    refused(["safetensors", "onnx"], r"--to onnx needs absent_module: pip install -e '\.\[export\]'")
     classifier = untrained(**NETWORKS["mini_xception"])
     with pytest.raises(UserError, match="torchvision has no mini_xception; export it --to onnx or stablehlo"):
         export.check(["torch"], classifier, tmp_path, "", overwrite=False)
@@ -288,6 +288,8 @@ def test_where_torch_is_absent_the_line_says_so(tmp_path, monkeypatch):
     told = []
     export.export(tmp_path, ["torch"], tmp_path / "out", tell=told.append)
     assert "by tljax: probabilities differ by at most 0.0e+00" in told[1]
-    assert told[2].startswith("torch: not run by torchvision, since absent_module cannot be imported; pip install")
+    assert told[2].startswith(
+        "torch: not run by torchvision, since absent_module cannot be imported; make .venv/peer, then"
+    )
     about = json.loads((tmp_path / "out/metadata.json").read_text())
     assert about["torchvision"][-1] == "model.fc = torch.nn.Linear(64, 3)"

@@ -366,7 +366,7 @@ def test_without_the_extra_it_names_it(workdir, tmp_path):
     (tmp_path / "fastapi.py").write_text("raise ModuleNotFoundError('No module named fastapi', name='fastapi')\n")
     process = command(workdir, "--port", "0", PYTHONPATH=str(tmp_path))
     _, errors = process.communicate(timeout=TIMEOUT)
-    assert (process.returncode, errors) == (2, "tljax: serving needs fastapi: pip install 'tljax[serve]'\n")
+    assert (process.returncode, errors) == (2, "tljax: serving needs fastapi: pip install -e '.[serve]'\n")
 
 
 def test_it_listens_on_ipv6_too():

@@ -58,7 +58,7 @@ def url(classifier):
 
 @pytest.fixture(scope="module")
 def chromium():
-    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install 'tljax[browser]'")
+    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make .venv/browser")
     if CHROMIUM is None:
         if os.environ.get("CI"):
             pytest.fail("Chromium is absent")
