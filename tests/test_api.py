@@ -102,6 +102,12 @@ def test_the_plan_tells_mistakes_as_training_does(config):
     wrong.transfer.train = "head,layer9"
     with pytest.raises(UserError, match="layer9"):
         tljax.plan(wrong)
+    wrong = config.copy_and_resolve_references()
+    wrong.model.weights = "nowhere.pth"
+    with pytest.raises(UserError, match=r"weights='nowhere\.pth' is no file that exists"):
+        tljax.plan(wrong)
+    wrong.model.weights = "imagenet"  # is not downloaded to look at a plan
+    assert tljax.plan(wrong).classes == tiny.CLASSES
     for other in ("folder:photos", None):
         with pytest.raises(UserError, match="make one by tljax"):
             tljax.plan(other)

@@ -20,6 +20,7 @@ from tljax import predict as asking
 from tljax import runs
 from tljax import workdir as folders
 from tljax.checks import check
+from tljax.convert.pretrained import FILES
 from tljax.data.load import check_labels, open_data, open_source
 from tljax.errors import UserError
 from tljax.evaluation import by_class, confusion, reliability
@@ -32,6 +33,7 @@ from tljax.main import keep_compilations, quiet_libraries
 from tljax.models import variable_shapes
 from tljax.predict import Answer, Picture
 from tljax.report import console as console_lib
+from tljax.transfer.initial import find_weights
 from tljax.transfer.plan import Phase, Plan, plan_tables
 
 Image = str | Path | bytes | np.ndarray | PIL.Image.Image
@@ -99,7 +101,7 @@ class Outlook:
 
 
 def plan(config: Any) -> Outlook:
-    """What `fit` would train; lists the images, and reads neither them nor weights.
+    """What `fit` would train; lists the images and looks for the weights, but opens neither and downloads nothing.
 
     Raises:
       UserError: for whatever is wrong with the config, the plan or the data.
@@ -107,6 +109,8 @@ def plan(config: Any) -> Outlook:
     begin()
     check(_made(config))
     sketch = outline(config)
+    if config.model.weights not in FILES:
+        find_weights(config.model.weights, config.model.name)
     listed = open_data(config.data, seed=config.seed)
     classes = listed.source.classes
     model = sketch.build(num_classes=head_outputs(config, len(classes)))
