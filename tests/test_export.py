@@ -219,6 +219,9 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(finished, tmp
     lacking = parity.RUNTIMES["onnx"]._replace(needs=("absent_module",))
     monkeypatch.setitem(parity.RUNTIMES, "onnx", lacking)
     refused(["safetensors", "onnx"], r"--to onnx needs absent_module: pip install -e '\.\[export\]'")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out=.*/file/out cannot be a folder: .*/file is a file"):
+        export.export(finished, ["stablehlo"], tmp_path / "file" / "out")
     classifier = untrained(**NETWORKS["mini_xception"])
     with pytest.raises(UserError, match="torchvision has no mini_xception; export it --to onnx or stablehlo"):
         export.check(["torch"], classifier, tmp_path, "", overwrite=False)

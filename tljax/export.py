@@ -123,12 +123,18 @@ def check(kinds: Sequence[str], classifier: "Classifier", out: Path, text: str, 
     """Refuses what cannot be done before anything is.
 
     Raises:
-      UserError: for modules that are absent, files that exist, a network that torchvision does not have.
+      UserError: for modules that are absent, files that exist, a folder that cannot be, a network that torchvision
+        does not have.
     """
     from tljax.convert.names import to_torch
     from tljax.convert.torchvision_recipe import recipe
     from tljax.parity import RUNTIMES
 
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--out={out} cannot be a folder: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out={out} cannot be written: {there} is read-only")
     for kind in kinds:
         if (absent := RUNTIMES[kind].absent) and not RUNTIMES[kind].optional:
             raise UserError(f"--to {kind} needs {' and '.join(absent)}: pip install -e '.[export]'")
