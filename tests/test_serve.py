@@ -276,7 +276,7 @@ class Links(HTMLParser):
 def test_pages_load_only_what_is_served_here(url, path):
     found = requests.get(f"{url}{path}", timeout=TIMEOUT)
     links = Links(found.text)
-    assert found.status_code == 200 and not links.inline and "page.css" in links.found
+    assert found.status_code == 200 and not links.inline and "static/page.css" in links.found
     for link in links.found:
         assert "//" not in link
         if not link.startswith("#"):
@@ -284,6 +284,12 @@ def test_pages_load_only_what_is_served_here(url, path):
     for link in links.found:
         if link.startswith("#"):
             assert f'id="{link[1:]}"' in found.text
+
+
+def test_a_wrong_method_and_a_path_that_is_not_there_are_told_apart(url):
+    wrong = requests.get(f"{url}predict", timeout=TIMEOUT)
+    assert (wrong.status_code, wrong.headers["Allow"], wrong.json()) == (405, "POST", {"detail": "Method Not Allowed"})
+    assert requests.get(f"{url}nothing", timeout=TIMEOUT).json() == {"detail": "Not Found"}
 
 
 def test_every_answer_tells_browsers_to_be_careful(url):

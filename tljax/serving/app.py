@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -213,7 +213,11 @@ def make_app(desk: Desk, limits: Limits, *, hosts: tuple[str, ...] = ()) -> Fast
         described = TEMPLATES.get_template("docs.html.jinja")
         return HTMLResponse(described.render(api=app.openapi(), base=str(request.base_url)))
 
-    app.mount("/", StaticFiles(directory=HERE / "static", html=True))
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(HERE / "static" / "index.html")
+
+    app.mount("/static", StaticFiles(directory=HERE / "static"))
     return app
 
 
