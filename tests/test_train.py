@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from tljax import inspect, train
+from tljax import inspect, machine, train
 from tljax import workdir as folders
 from tljax.checkpoint import Checkpoints, saved_steps, saved_variables
 from tljax.errors import UserError
@@ -169,6 +169,17 @@ def test_a_batch_larger_than_the_data_is_the_data(folder, tmp_path):
     result = train.run(tiny.make_config(folder, batch_size=500, epochs=2), tmp_path / "run", console=QUIET)
     assert [row["step"] for row in result["history"]] == [1, 2]
     assert result["train"]["images_per_second"] > 0
+
+
+def test_programs_of_earlier_runs_do_not_fill_the_process(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "MANY_MAPPINGS", 0)
+    earlier = jax.jit(lambda x: x + 1)
+    earlier(1.0)
+    kept = [earlier._cache_size()]
+    result = train.run(tiny.make_config(folder), tmp_path / "run", console=QUIET)
+    kept.append(earlier._cache_size())
+    assert kept == [1, 0]
+    assert result["history"][-1]["epoch"] == 3
 
 
 def test_the_rate_of_an_epoch_is_what_the_schedule_made_of_it(folder, tmp_path):

@@ -16,6 +16,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 # XLA hands convolutions to YNNPACK by default, whose weight gradients take 2 to 4 times as long as Eigen's.
 YNNPACK_FUSIONS = "--xla_cpu_experimental_ynn_fusion_type=dot,reduce"
 MEASURED = ("0.10.",)  # versions of jaxlib that have this flag; XLA ends a process that names one it does not know
+MANY_MAPPINGS = 10_000  # of the 65,530 that Linux allows a process
 DETERMINISTIC = "--xla_gpu_deterministic_ops"
 
 
@@ -73,13 +74,13 @@ def forget_programs() -> None:
     """Drops JAX's compiled programs when there are many, and gives free memory back where a process has taken much.
 
     Each program is mapped into memory piece by piece, JAX keeps them all, and a process that has reached the kernel's
-    limit of 65,530 mappings dies of a segmentation fault. What they took, and what `tune_cpu` has the C library keep,
+    limit of mappings dies of a segmentation fault. What they took, and what `tune_cpu` has the C library keep,
     is as good as lost to other processes.
     """
     import jax
 
     maps, pages = Path("/proc/self/maps"), Path("/proc/self/statm")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 10_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPPINGS:
         jax.clear_caches()
         gc.collect()
     if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 2 << 30:

@@ -30,7 +30,7 @@ from tljax.feed import Feed, endless, run_over, steps_ahead
 from tljax.finish import chosen_row, finish
 from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
-from tljax.machine import is_deterministic
+from tljax.machine import forget_programs, is_deterministic
 from tljax.memory import guarded
 from tljax.report import console as console_lib
 from tljax.semi.feed import JointFeed
@@ -76,6 +76,7 @@ def run(
     """
     began = time.perf_counter()
     memo.begin_run()
+    forget_programs()
     first = jax.process_index() == 0
     console = console or console_lib.make_console(quiet=not first)
     check(config, look_at_test=look_at_test)

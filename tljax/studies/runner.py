@@ -12,7 +12,6 @@ from tljax import memo, train
 from tljax import runs as runs_lib
 from tljax import workdir as folders
 from tljax.errors import UserError, one_line
-from tljax.machine import forget_programs
 from tljax.report.console import make_console
 from tljax.studies.jobs import Job, make_config
 
@@ -123,8 +122,6 @@ def _attempt(job: Job, runs: Path, console: Console, outcome: Outcome, place: st
     else:
         outcome.done.append(job.key)
         console.print(f"{place}: {job.key}, {words(job)}, {time.perf_counter() - began:.0f} s", markup=False)
-    finally:
-        forget_programs()
     return True
 
 
