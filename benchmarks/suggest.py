@@ -3,7 +3,7 @@
 python benchmarks/suggest.py --data ../shared/data --out suggest.json [--only NAME]
 
 Each case has data and a plan. Full runs train every backbone at every rate, with random crops and flips (two kept
-views), and are tested once. Suggest sees the case's training and validation images alone.
+views) and 64 pixels unless said, and are tested once. Suggest sees the case's training and validation images alone.
 """
 
 import argparse
@@ -47,6 +47,10 @@ CASES = {
     "pets breeds 30 per class, last stage": ("pets", (), dict(label="breed", per_class=30), "last"),
     "guitar, house 20 per class, last stage": ("pacs", ("guitar", "house"), dict(per_class=20), "last"),
     "pacs": ("pacs", (), {}, "head"),
+    "pets breeds, 224 pixels": ("pets", (), dict(label="breed", size=224), "head"),
+    "pets breeds 10 per class, 224 pixels": ("pets", (), dict(label="breed", per_class=10, size=224), "head"),
+    "pets species 15 per class, 224 pixels": ("pets", (), dict(label="species", per_class=15, size=224), "head"),
+    "dog, horse 10 per class, 224 pixels": ("pacs", ("dog", "horse"), dict(per_class=10, size=224), "head"),
 }
 
 
@@ -64,9 +68,8 @@ def make_config(data: Path, links: Path, name: str, seed: int = 0):
         config.data.source, config.data.split = f"folder:{root}", "60/20/20"
     else:
         config.data.source = f"pets:{data / 'oxford_pets_3breeds'}"
-    for field, value in fields.items():
+    for field, value in ({"size": 64, "split_seed": seed} | fields).items():
         config.data[field] = value
-    config.data.size, config.data.split_seed = 64, seed
     config.epochs, config.cache.views, config.pictures = 8, 2, False
     config.model.name, config.model.until = "resnet18", "layer3"
     config.model.weights = str(data / "resnet18_to_layer3-imagenet.pth")
