@@ -132,6 +132,7 @@ def _wrong_value(path: str, message: str) -> str:
 def exit_status(command: Callable[[], int | None]) -> int:
     """Runs a command; returns its exit status: what it returns, else 0; 2 after a UserError or where a disk takes no
     more, 128 + a signal."""
+    _open_what_is_closed()
     try:
         with handled(obey):
             status = command() or 0
@@ -160,6 +161,13 @@ def exit_status(command: Callable[[], int | None]) -> int:
         number = signal.Signals(getattr(interrupted, "number", signal.SIGINT))
         print(f"tljax: {number.name}: interrupted; what was saved stays", file=sys.stderr)
         return 128 + number
+
+
+def _open_what_is_closed() -> None:
+    """Has standard files that were closed lead nowhere, so that no file of a run gets their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def run_flags(
