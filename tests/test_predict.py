@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,13 @@ def test_any_size_and_orientation_and_a_reason_for_what_cannot_be_read(finished,
     (tmp_path / "e.txt").write_text("a note")
     (tmp_path / "f.png").mkdir()
     os.symlink(tmp_path / "nowhere", tmp_path / "g.png")
+    (tmp_path / "odd").mkdir()
+    os.mkfifo(tmp_path / "odd/pipe.jpg")  # nobody ever writes into it
+    os.symlink("/dev/zero", tmp_path / "odd/endless.jpg")
+    odd = [tmp_path / "odd/pipe.jpg", tmp_path / "odd/endless.jpg"]
+    for answer in ask(finished, *odd, tmp_path / "odd"):
+        assert answer.reason == "not a regular file"
+    shutil.rmtree(tmp_path / "odd")
     answers = {Path(answer.name).name: answer for answer in ask(finished, tmp_path, tmp_path / "missing.jpg")}
     assert list(answers) == ["a.png", "b.jpg", "c.jpg", "d.png", "e.txt", "f.png", "g.png", "missing.jpg"]
     assert [name for name, answer in answers.items() if not answer.reason] == ["a.png", "b.jpg"]
@@ -150,7 +158,7 @@ def test_names_from_patterns_folders_and_standard_input(photos):
     assert (found.name, found.read()) == ("-", picture)
     with pytest.raises(UserError, match="matches no file"):
         names("nothing/*.png")
-    with pytest.raises(UserError, match="no pictures there"):
+    with pytest.raises(UserError, match="no pictures in standard input; name files"):
         names("-")
 
 
@@ -164,6 +172,26 @@ def run(*arguments, stdin=b""):
         [sys.executable, "-m", "tljax.predict", *map(str, arguments)], input=stdin, capture_output=True, cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": ""}, check=False,
     )  # fmt: skip
+
+
+def test_standard_files_that_are_closed_are_empty(finished, photos):
+    def closed(words):
+        command = f"{shlex.quote(sys.executable)} -m tljax.predict {finished} {words}"
+        return subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    found = closed("- <&-")
+    words = "tljax: no pictures in standard input; name files, folders or patterns\n"
+    assert (found.returncode, found.stderr) == (2, words)
+    found = closed(f"{photos}/red/000.png >&-")
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_standard_input_without_an_end_is_refused(monkeypatch):
+    monkeypatch.setattr(predict, "LARGEST_FILE", 1 << 20)
+    with open("/dev/zero") as endless:
+        monkeypatch.setattr(sys, "stdin", endless)
+        with pytest.raises(UserError, match="standard input has more than 1 GiB"):
+            predict.read_stdin()
 
 
 def test_formats_and_exit_statuses(finished, photos, tmp_path):

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tljax.command_line import OneLineParser, exit_status
 from tljax.data.decode import Unreadable
-from tljax.data.folder import Files, list_images, printable
+from tljax.data.folder import LARGEST_FILE, Files, list_images, printable
 from tljax.errors import UserError, one_line
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations
@@ -65,7 +65,7 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
-def find_pictures(names: Iterable[str], stdin: Callable[[], bytes]) -> list[Picture]:
+def find_pictures(names: Sequence[str], stdin: Callable[[], bytes]) -> list[Picture]:
     """The pictures that the command line names, in its order; those of a folder sorted.
 
     Args:
@@ -92,13 +92,22 @@ def find_pictures(names: Iterable[str], stdin: Callable[[], bytes]) -> list[Pict
         else:
             found.append(Picture(printable(name), _reader(name)))
     if not found:
-        raise UserError("no pictures there; name files, folders or patterns")
+        where = ", ".join("standard input" if name == "-" else name for name in names)
+        raise UserError(f"no pictures in {where or 'nothing'}; name files, folders or patterns")
     return found
 
 
 def _reader(path: str) -> Callable[[], bytes]:
     files = Files([path])
     return lambda: files(0)
+
+
+def read_stdin() -> bytes:
+    """What standard input holds. Raises UserError above 1 GiB."""
+    data = sys.stdin.buffer.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise UserError("standard input has more than 1 GiB, which neither a picture nor names of pictures have")
+    return data
 
 
 def _from_stdin(data: bytes) -> list[Picture]:
@@ -243,7 +252,7 @@ def predict(args: Any) -> int:
     for name in ("top", "batch", "workers"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name}={value} is not a positive number")
-    pictures = find_pictures(args.image, sys.stdin.buffer.read)
+    pictures = find_pictures(args.image, read_stdin)
     tune_cpu()
     from tljax.classifier import load  # after the flags: a mistake is answered at once
 

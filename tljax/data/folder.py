@@ -28,7 +28,12 @@ _OTHER_SUFFIXES = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".x
                    ".db", ".log", ".ini", ".sh", ".bat", ".exe", ".mp3", ".wav", ".mp4", ".mov", ".avi", ".mkv",
                    ".webm", ".aae", ".xmp", ".svg", ".psd", ".eps", ".lnk", ".url", ".bak", ".tmp",
                    ".part"}  # fmt: skip
-_LARGEST_FILE = 1 << 30
+LARGEST_FILE = 1 << 30  # bytes
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; of a named pipe it does not wait for somebody to write."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class Files:
@@ -41,9 +46,12 @@ class Files:
         self._paths = tuple(os.fspath(path) for path in paths)
 
     def __call__(self, index: int) -> bytes:
-        """The bytes of one file. Raises OSError where it cannot be read or is larger than 1 GiB."""
-        with open(self._paths[index], "rb") as file:
-            if os.fstat(file.fileno()).st_size > _LARGEST_FILE:
+        """The bytes of one file. Raises OSError where it cannot be read, is no regular file or larger than 1 GiB."""
+        with open(self._paths[index], "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("not a regular file")
+            if status.st_size > LARGEST_FILE:
                 raise OSError("larger than 1 GiB")
             return file.read()
 
