@@ -73,6 +73,7 @@ def test_a_config_begins_with_the_defaults_of_a_file(tmp_path):
         ({"learning": 1e-3}, "not a field of a config"),
         ({"optimizer": {"lrr": 1e-3}}, "did you mean optimizer.lr"),
         ({"epochs": 1.5}, "epochs=1.5 does not fit; it takes a value such as 10"),
+        ({"population": {"lr": 1e-3}}, "population.lr=0.001 does not fit; it takes values in brackets, such as (0.1"),
         ({"memory_gb": 1}, "say cache={'memory_gb': ...} or data={'memory_gb': ...}"),
         ({"base": "foldr"}, "there are common, demo, folder"),
     ],

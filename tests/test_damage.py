@@ -114,7 +114,7 @@ def test_where_none_can_be_read_all_stay(saved, tmp_path):
         if file.is_file():
             cut(file)
     before = sorted((tmp_path / "run").rglob("*"))
-    with pytest.raises(UserError, match="no checkpoint of this run can be read; give --overwrite"):
+    with pytest.raises(UserError, match="no checkpoint of this run can be read; all are left as they are"):
         newest(tmp_path / "run")
     assert sorted((tmp_path / "run").rglob("*")) == before
 

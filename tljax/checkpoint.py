@@ -118,7 +118,7 @@ class Checkpoints:
                      f"{others}")  # fmt: skip
             return found
         if damaged:
-            raise UserError("no checkpoint of this run can be read; give --overwrite to begin again")
+            raise UserError("no checkpoint of this run can be read; all are left as they are; --overwrite begins again")
         return None
 
     def steps(self) -> list[int]:

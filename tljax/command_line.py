@@ -114,6 +114,13 @@ def _unknown_field(path: str, args: Sequence[str]) -> str:
     return ""
 
 
+def example(value: Any) -> str:
+    """What a field with this default takes, in words."""
+    if value is None:
+        return "a value of another type"
+    return f"a value such as {value!r}" if value != () else "values in brackets, such as (0.1, 0.2)"
+
+
 def _wrong_value(path: str, message: str) -> str:
     """Says what would fit where a value does not; empty if the message is about something else."""
     found = re.match(r"flag --(config\.[\w.]+)=(.*?): ", message, re.DOTALL)
@@ -125,7 +132,7 @@ def _wrong_value(path: str, message: str) -> str:
     if isinstance(node, ConfigDict):
         wanted = f"it has fields of its own: {', '.join(sorted(node))}"
     else:
-        wanted = f"it takes a value such as {node!r}" if node is not None else "it takes a value of another type"
+        wanted = f"it takes {example(node)}"
     return f"--{found[1]}={one_line(found[2])} does not fit; {wanted}"
 
 

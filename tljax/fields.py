@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from tljax.command_line import load_config
+from tljax.command_line import example, load_config
 from tljax.errors import UserError, one_line
 from tljax.workdir import flatten
 
@@ -62,7 +62,7 @@ def config(
         try:
             node[last] = value
         except TypeError:
-            raise UserError(f"{path}={value!r} does not fit; it takes a value such as {node[last]!r}") from None
+            raise UserError(f"{path}={value!r} does not fit; it takes {example(node[last])}") from None
     return made
 
 

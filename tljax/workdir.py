@@ -126,7 +126,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged, and may be removed: {one_line(error)}") from None
+        raise UserError(
+            f"{path} is damaged: {one_line(error)}; remove it, and the run's command writes it anew"
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it is no JSON object")
     return value
