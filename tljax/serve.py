@@ -8,6 +8,7 @@ describes the endpoint.
 """
 
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from tljax.interrupt import listen
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations
 
-CONNECTIONS = 64  # at once; more are answered 503 before they are read
+BACKLOG = 128  # connections that wait to be accepted
 LINGER = 5  # seconds that requests under way have when the service ends
 
 
@@ -72,7 +73,8 @@ def serve(args: Any) -> int:
         hosts = ("localhost", "127.0.0.1", "[::1]", shown) if local else ()
         limits = Limits(args.top, round(args.max_mb * 1e6), args.rate, args.queue)
         server = uvicorn.Server(uvicorn.Config(make_app(desk, limits, hosts=hosts), **SETTINGS))
-        door.listen(CONNECTIONS)
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # as uvicorn's, by its settings
+        door.listen(BACKLOG)
         if not local:
             print(f"tljax: warning: {shown} is open to other machines: whoever reaches it can ask this network, and "
                   "what is sent can be read on the way", file=sys.stderr)  # fmt: skip
@@ -86,9 +88,10 @@ def serve(args: Any) -> int:
 
 
 SETTINGS: dict[str, Any] = {
-    "loop": "asyncio", "http": "h11", "ws": "none", "lifespan": "off", "log_config": None, "access_log": False,
-    "server_header": False, "proxy_headers": False, "limit_concurrency": CONNECTIONS,
-    "timeout_graceful_shutdown": LINGER,
+    "loop": "asyncio", "http": "tljax.serving.connections:Connection", "ws": "none", "lifespan": "off",
+    "backlog": BACKLOG, "server_header": False, "proxy_headers": False, "timeout_graceful_shutdown": LINGER,
+    # A warning is of what a client sent: it would let whoever can connect fill the terminal.
+    "log_config": None, "log_level": "error", "access_log": False,
 }  # fmt: skip
 
 
