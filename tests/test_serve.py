@@ -460,6 +460,7 @@ def test_a_name_that_leads_here_from_elsewhere_is_refused(url):
     [
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[x"}, 403),
         ({"Origin": "http://localhost:9", "Host": "localhost:8"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
@@ -499,21 +500,24 @@ def test_the_command_says_where_it_answers_and_ends_by_a_signal_with_status_0(wo
 
 
 def test_what_clients_send_fills_no_terminal(workdir):
-    process = command(workdir, "--port", "0", "--queue", "1")
+    process = command(workdir, "--port", "0")
+    chunked, wrong = HEALTH + b"Transfer-Encoding: chunked\r\n\r\n", b"no chunk\r\n"
     try:
         url = process.stdout.readline().split()[4]
         form = {"Content-Type": "multipart/form-data; boundary=b"}
         assert post(url, b"--b\r\nno header\r\n\r\n", headers=form).status_code == 400
-        answered = HEALTH + b"Transfer-Encoding: chunked\r\n\r\n"
-        for sent in (b"\x16\x03\x01 no HTTP\r\n\r\n", HEALTH + b"Upgrade: websocket\r\nConnection: upgrade\r\n\r\n\0"):
-            with connected(url) as wrong:
-                wrong.sendall(sent)
-                rest(wrong)
-        with connected(url) as wrong:
-            wrong.sendall(answered)
-            assert wrong.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
-            wrong.sendall(b"no chunk\r\n")
-            rest(wrong)
+        for sent in (b"\x16\x03\x01 no HTTP\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n", chunked + wrong):
+            with connected(url) as client:
+                client.sendall(sent)
+                assert rest(client).startswith(b"HTTP/1.1 400 ")
+        with connected(url) as client:
+            client.sendall(chunked)
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            client.sendall(wrong)
+            rest(client)
+        with connected(url) as client:
+            client.sendall(HEALTH + b"Upgrade: websocket\r\nConnection: upgrade, close\r\n\r\n")
+            assert rest(client).startswith(b"HTTP/1.1 200 ")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=TIMEOUT)
     finally:

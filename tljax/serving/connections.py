@@ -15,8 +15,8 @@ class Connection(H11Protocol):
 
     Attributes:
       patience: seconds of a turn.
-      most: connections at once; a further one is closed unread. Twice as many files, and those that are accepted
-        before they are counted, have room in the 1,024 that a process often has.
+      most: connections at once; a further one is closed unread. Leaves room for those that are accepted before they
+        are counted, within the 1,024 files that a process often may open.
     """
 
     patience = 10.0
@@ -53,6 +53,8 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP; where that follows a request that has its answer there is nothing left to say."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # else the application's answer would be a second one, which h11 refuses
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
