@@ -1,7 +1,6 @@
 """The service says what `predict` says, of pictures only, as many and as large as it was told, to whom it was told."""
 
 import base64
-import contextlib
 import io
 import json
 import os
@@ -10,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -30,7 +28,6 @@ from tljax.classifier import load
 from tljax.explain import make_grad_cam, overlaid
 from tljax.report.console import make_console
 from tljax.serve import bound
-from tljax.serving.connections import Connection
 from tljax.serving.desk import STRENGTH, Desk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,27 +64,6 @@ def described(url):
 
 def post(url, data=None, *, query="", **options):
     return requests.post(f"{url}predict{query}", data=data, timeout=TIMEOUT, **options)
-
-
-def connected(url, **options):
-    host, port = url[7:-1].split(":")
-    found = socket.socket()
-    for name, value in options.items():
-        found.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
-    found.settimeout(TIMEOUT)
-    found.connect((host, int(port)))
-    return found
-
-
-def rest(connection):
-    """What comes until the server closes the connection."""
-    found = b""
-    try:
-        while more := connection.recv(1 << 16):
-            found += more
-    except ConnectionError:  # as it does where the client still sends
-        pass
-    return found
 
 
 def is_as_described(response, described):
@@ -227,7 +203,8 @@ def test_a_full_queue_is_503_and_the_page_still_answers(classifier, photos, desc
 
 def test_a_body_that_does_not_come_is_408_and_gives_its_place_back(classifier, photos):
     with served(classifier, patience=0.2, places=1) as url:
-        with connected(url) as slow:
+        host, port = url[7:-1].split(":")
+        with socket.create_connection((host, int(port)), TIMEOUT) as slow:
             slow.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
             assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
         assert post(url, (photos / "red/000.png").read_bytes()).status_code == 200
@@ -235,140 +212,13 @@ def test_a_body_that_does_not_come_is_408_and_gives_its_place_back(classifier, p
 
 def test_a_client_that_leaves_gives_its_place_back(classifier, photos, capfd):
     with served(classifier, places=1) as url:
-        with connected(url) as gone:
+        host, port = url[7:-1].split(":")
+        with socket.create_connection((host, int(port)), TIMEOUT) as gone:
             gone.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
             wait_until(lambda: requests.get(f"{url}health", timeout=TIMEOUT).json()["under_way"] == 1)
         wait_until(lambda: requests.get(f"{url}health", timeout=TIMEOUT).json()["under_way"] == 0)
         assert post(url, (photos / "red/000.png").read_bytes()).status_code == 200
     assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.fixture
-def blocked(classifier):
-    """A desk of two places that says nothing until the event is set."""
-    desk, go_on = Desk(classifier, places=2), threading.Event()
-    say = desk.say
-
-    def slow(*args, **options):
-        assert go_on.wait(TIMEOUT)
-        return say(*args, **options)
-
-    desk.say = slow
-    yield desk, go_on
-    go_on.set()
-
-
-def test_of_200_at_once_each_is_answered_or_told_when_to_ask_again(classifier, photos, blocked):
-    data, (desk, go_on) = (photos / "red/000.png").read_bytes(), blocked
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
-    with served(classifier, desk=desk, places=2) as url, contextlib.ExitStack() as stack:
-        asking = [stack.enter_context(connected(url)) for _ in range(200)]
-        for one in asking:
-            one.sendall(head.encode() + data)
-        wait_until(lambda: requests.get(f"{url}health", timeout=TIMEOUT).json()["under_way"] == 2)
-        go_on.set()
-        found = [rest(one) for one in asking]
-    statuses = [one.split()[1] for one in found]
-    assert statuses.count(b"200") >= 2 and statuses.count(b"503") == 200 - statuses.count(b"200")
-    for one in found:
-        top, _, body = one.partition(b"\r\n\r\n")
-        assert json.loads(body)
-        assert b"503" not in top or b"\r\nretry-after: 1\r\n" in top
-
-
-HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
-
-
-@pytest.mark.parametrize("sent", [b"", HEALTH])
-def test_hundreds_of_silent_connections_shut_nobody_out(url, sent):
-    with contextlib.ExitStack() as stack:
-        for _ in range(300):
-            stack.enter_context(connected(url)).sendall(sent)
-        assert requests.get(f"{url}health", timeout=TIMEOUT).status_code == 200
-
-
-@pytest.mark.parametrize(
-    "sent, then, answers",
-    [
-        (b"", b"", 0),
-        (HEALTH, b"", 0),
-        (HEALTH, b"a", 0),
-        (HEALTH + b"\r\n", b"", 1),
-        (HEALTH + b"\r\n", b"GET", 1),
-        (2 * (HEALTH + b"\r\n") + HEALTH, b"a", 2),
-        (HEALTH + b"Content-Length: 1000000\r\n\r\n", b"a", 1),
-    ],
-    ids=["silent", "half", "dripping", "kept", "letters", "after two", "body that nobody reads"],
-)
-def test_a_connection_without_a_whole_head_is_closed(classifier, monkeypatch, sent, then, answers):
-    monkeypatch.setattr(Connection, "patience", 0.3)
-    with served(classifier) as url, connected(url) as slow:
-        slow.sendall(sent)
-        slow.settimeout(0.05)
-        found, closed = b"", False
-        until = time.monotonic() + TIMEOUT
-        while not closed:
-            assert time.monotonic() < until
-            try:
-                more = slow.recv(1 << 16)
-                found, closed = found + more, not more
-            except TimeoutError:
-                with contextlib.suppress(ConnectionError):  # recv will say so, too
-                    slow.sendall(then)
-            except ConnectionError:
-                closed = True
-    assert found.count(b"HTTP/1.1 200 OK") == answers == found.count(b"HTTP/1.1")
-
-
-def test_a_client_that_does_not_read_its_answers_is_left(classifier, monkeypatch):
-    monkeypatch.setattr(Connection, "patience", 0.3)
-
-    def ask_on(connection):
-        while True:
-            connection.sendall(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
-
-    with served(classifier) as url, connected(url, SO_RCVBUF=4096) as deaf, pytest.raises(ConnectionError):
-        ask_on(deaf)
-
-
-def test_a_body_or_an_answer_that_takes_its_time_is_not_cut_off(classifier, photos, monkeypatch, blocked):
-    monkeypatch.setattr(Connection, "patience", 0.2)
-    data, (desk, go_on) = (photos / "red/000.png").read_bytes(), blocked
-
-    def parts():
-        yield data[:100]
-        threading.Event().wait(0.5)
-        yield data[100:]
-        threading.Timer(0.5, go_on.set).start()
-
-    with served(classifier, desk=desk, places=2) as url, requests.Session() as session:
-        found = session.post(f"{url}predict", data=parts(), timeout=TIMEOUT)
-        assert (found.status_code, go_on.is_set()) == (200, True)
-
-
-def test_connections_beyond_the_most_are_closed_until_there_is_room(classifier, monkeypatch):
-    monkeypatch.setattr(Connection, "most", 3)
-    with served(classifier) as url:
-        with connected(url), connected(url), connected(url) as third:
-            third.sendall(HEALTH + b"\r\n")
-            assert third.recv(100).startswith(b"HTTP/1.1 200 ")
-            with connected(url) as fourth:
-                assert rest(fourth) == b""
-
-        def answers():
-            with connected(url) as again:
-                again.sendall(HEALTH + b"Connection: close\r\n\r\n")
-                return rest(again).startswith(b"HTTP/1.1 200 ")
-
-        wait_until(answers)
-
-
-def test_an_error_of_ours_is_logged_and_500(classifier, photos, caplog):
-    desk = Desk(classifier, places=1)
-    desk.say = lambda *_, **__: 1 / 0
-    with served(classifier, desk=desk) as url:
-        assert post(url, (photos / "red/000.png").read_bytes()).status_code == 500
-    assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -497,32 +347,6 @@ def test_the_command_says_where_it_answers_and_ends_by_a_signal_with_status_0(wo
     assert (process.returncode, out) == (0, f"tljax: {number.name}: ended after 1 answer\n")
     warning = "tljax: warning: 0.0.0.0 is open to other machines"
     assert errors.startswith(warning) and errors.count("\n") == 1 if host == "0.0.0.0" else errors == ""
-
-
-def test_what_clients_send_fills_no_terminal(workdir):
-    process = command(workdir, "--port", "0")
-    chunked, wrong = HEALTH + b"Transfer-Encoding: chunked\r\n\r\n", b"no chunk\r\n"
-    try:
-        url = process.stdout.readline().split()[4]
-        form = {"Content-Type": "multipart/form-data; boundary=b"}
-        assert post(url, b"--b\r\nno header\r\n\r\n", headers=form).status_code == 400
-        for sent in (b"\x16\x03\x01 no HTTP\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n", chunked + wrong):
-            with connected(url) as client:
-                client.sendall(sent)
-                assert rest(client).startswith(b"HTTP/1.1 400 ")
-        with connected(url) as client:
-            client.sendall(chunked)
-            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
-            client.sendall(wrong)
-            rest(client)
-        with connected(url) as client:
-            client.sendall(HEALTH + b"Upgrade: websocket\r\nConnection: upgrade, close\r\n\r\n")
-            assert rest(client).startswith(b"HTTP/1.1 200 ")
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    assert (process.returncode, errors) == (0, "")
 
 
 def test_a_port_in_use_or_a_wrong_flag_is_one_line_and_status_2(workdir, tmp_path):
