@@ -213,9 +213,25 @@ def test_where_the_images_went_is_said_and_the_rest_is_there(finished, photos, t
     assert "are left out" in page and "Most confident mistakes" in page
     assert look.main([str(workdir), "--source", f"folder:{photos}", "--pictures", "1", "--near", "1"]) == 0
     assert (workdir / "look/neighbours-01.png").is_file()
-    other = tiny.make_folder(tmp_path / "other", per_class=9)
-    assert look.main([str(workdir), "--source", f"folder:{other}"]) == 0
-    assert "holds other images than when the run was made" in capsys.readouterr().err
+
+
+def test_a_source_that_is_not_the_runs_is_refused_and_nothing_written(finished, photos, tmp_path, capsys):
+    fewer = nasty_folder(tmp_path / "fewer")
+    for name in ("blue", "red", NASTY.replace("/", "|")):
+        for file in sorted((fewer / name).iterdir())[9:]:
+            file.unlink()
+    broken = tmp_path / "broken"  # a run without answers: names of images cannot be compared
+    shutil.copytree(finished, broken, ignore=shutil.ignore_patterns("look", "predictions.npz"))
+    for run, source, words in (
+        (finished, "nonsense", "'nonsense' is not one of folder:PATH"),
+        (finished, f"folder:{tmp_path}/nope", "no such folder"),
+        (finished, f"folder:{fewer}", "holds other images than when the run was made"),
+        (broken, f"folder:{tiny.make_folder(tmp_path / 'other')}", "holds other classes than when the run was made"),
+    ):
+        assert look.main([str(run), "--source", source, "--out", str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"tljax: --source={source}: ") and words in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_of_many_classes_the_numbers_that_are_not_zero_are_readable():

@@ -122,6 +122,8 @@ def open_images(classifier: Classifier, source: str = "", answers: Answers | Non
         listed = open_data(config.data, seed=config.seed)
     except (AttributeError, OSError) as error:
         raise UserError(f"{config.data.source} cannot be opened: {error}") from None
+    if list(listed.source.classes) != list(classifier.result["classes"]):
+        raise UserError(f"{config.data.source} holds other classes than when the run was made")
     place = {name: i for i, name in enumerate(listed.source.names)}
     if answers is not None:
         now = {listed.source.names[i] for i in listed.splits.get(answers.split, ())}

@@ -72,10 +72,6 @@ def look(args: Any) -> int:
         near=args.near, compare=args.compare, source=args.source,
     )  # fmt: skip
     folder = args.out or args.workdir / "look"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={folder} cannot be written to: {error.strerror or error}") from None
     notes, read = write_look(classifier, folder, named, options)
     for note in notes:
         print(f"tljax: {note}", file=sys.stderr)

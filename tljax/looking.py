@@ -85,6 +85,8 @@ class _Look:
         try:
             self.images = open_images(classifier, options.source, self.answers)
         except UserError as reason:
+            if options.source:
+                raise UserError(f"--source={options.source}: {reason}") from None
             self.notes.append(f"pictures of the run's images and nearest training images are left out: {reason}")
 
     def write(self, name: str, data: bytes, *, photo: bool = False) -> dict[str, str]:
@@ -305,14 +307,21 @@ def write_look(
 
     Args:
       classifier: a finished run.
-      folder: is there.
+      folder: made where there is none.
       pictures: to explain; none for test images.
       options: what to look at.
 
     Returns:
       What was left out and why, a line each; how many pictures were explained.
+
+    Raises:
+      UserError: if the folder cannot be made, or `options.source` is not the run's images.
     """
     x = _Look(classifier, folder, options)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={folder} cannot be written to: {error.strerror or error}") from None
     found, matrix = x.answers, x.matrix()
     mistakes = losses = None
     if found is not None:
