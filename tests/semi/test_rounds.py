@@ -11,6 +11,7 @@ from tljax import runs, train
 from tljax.data import labels, load
 from tljax.errors import UserError
 from tljax.interrupt import Interrupted
+from tljax.report import insides, pictures
 from tljax.report.console import make_console
 from tljax.semi import rounds
 
@@ -53,13 +54,35 @@ def test_the_record(done, folder):
     assert json.loads((workdir / "result.json").read_text())["rounds"] == json.loads(json.dumps(result["rounds"]))
     for a, b in zip(*(np.load(f / "predictions.npz").values() for f in (workdir, workdir / "round-2")), strict=True):
         assert np.array_equal(a, b)
-    assert (workdir / "curves.png").is_file()
     before, after = (np.load(workdir / f"round-{number}/predictions.npz") for number in (1, 2))
     assert np.array_equal(before["test_names"], after["test_names"])
     wrong = [(a["test_logits"].argmax(1) != a["test_labels"]) for a in (before, after)]
     passed = third["teacher"]
     assert first["teacher"] is None and passed["mistakes"] == wrong[0].sum()
     assert passed["mended"] == (wrong[0] & ~wrong[1]).sum() and passed["new"] == (~wrong[0] & wrong[1]).sum()
+
+
+def test_the_curves_join_no_two_networks_and_say_whose_best_epoch_is_marked(done):
+    result, workdir = done
+    (best,) = [row for row in result["history"] if row["step"] == result["best_step"]]
+    figure = pictures.curves(result["history"], best)
+    assert (workdir / "curves.png").read_bytes() == insides.png(figure)
+    for ax in figure.axes:
+        begins = {text.get_text(): text.xy[0] for text in ax.texts}
+        assert begins == {"teacher": 0.5, "student 1": 3.5, "student 2": 5.5}
+        drawn = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"]
+        assert drawn == 2 * [[1, 2, 3], [4, 5], [6, 7]]
+        words = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert words == ["training (augmented)", "validation", f"best epoch of student 2, {best['epoch']}"]
+        assert best["epoch"] in (6, 7)
+
+
+def test_the_curves_of_a_single_run_are_whole_and_without_words_of_rounds(done):
+    result = json.loads((done[1] / "round-0/result.json").read_text())
+    for ax in pictures.curves(result["history"], result["history"][1]).axes:
+        assert not ax.texts
+        assert [list(line.get_xdata()) for line in ax.lines] == [[1, 2, 3], [1, 2, 3], [2, 2]]
+        assert ax.get_legend().get_texts()[-1].get_text() == "best epoch, 2"
 
 
 def test_the_teacher_is_the_run_that_has_the_labels_alone(done, folder, tmp_path):

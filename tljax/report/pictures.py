@@ -1,5 +1,6 @@
 """The pictures that every run leaves: one augmented batch, its curves, and how far its confidence can be believed."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,30 +34,49 @@ def save_batch(path: Path, images: np.ndarray, labels: Sequence[str]) -> None:
 
 
 def save_curves(path: Path, history: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> None:
-    """Saves loss and accuracy over the epochs, the `best` one marked."""
+    """Saves loss and accuracy over the epochs, the `best` one marked, as `curves` draws them."""
+    path.write_bytes(png(curves(history, best)))
+
+
+def curves(history: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> Figure:
+    """Loss and accuracy over the epochs; those of several rounds apart, since each round has a network of its own.
+
+    Args:
+      history: a row per epoch; `round`, where rows have it, is 0 for a teacher's, then counts students.
+      best: the row to mark.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    epochs = [row["epoch"] for row in history]
+    rounds = [list(rows) for _, rows in itertools.groupby(history, lambda row: row.get("round"))]
+    cramped = min(map(len, rounds)) < 0.15 * len(history)  # words side by side would run into each other
     for ax, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         scale = 100 if name == "accuracy" else 1
         for split, colour in (("train", "#4477aa"), ("val", "#cc6677")):
-            values = [row[f"{split}_{name}"] for row in history]
-            if values[0] is not None:
-                ax.plot(
-                    epochs,
-                    [scale * v for v in values],
-                    "o-",
-                    color=colour,
-                    markersize=3.5,
-                    label={"train": "training (augmented)", "val": "validation"}[split],
-                )
+            label = {"train": "training (augmented)", "val": "validation"}[split]
+            for rows in rounds:
+                if rows[0][f"{split}_{name}"] is not None:
+                    values = [scale * row[f"{split}_{name}"] for row in rows]
+                    ax.plot([row["epoch"] for row in rows], values, "o-", color=colour, markersize=3.5, label=label)
+                    label = None
         if best["val_accuracy"] is not None:
-            ax.axvline(best["epoch"], color="0.6", linewidth=1, linestyle=":", label=f"best epoch, {best['epoch']}")
+            words = f"best epoch of {_network(best)}" if "round" in best else "best epoch"
+            ax.axvline(best["epoch"], color="0.6", linewidth=1, linestyle=":", label=f"{words}, {best['epoch']}")
+        for rows in rounds if len(rounds) > 1 else ():
+            begin = rows[0]["epoch"] - 0.5
+            ax.axvline(begin, color="0.75", linewidth=0.7)
+            ax.annotate(
+                _network(rows[0]), (begin, 1), (1, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
+                fontsize=8, color="0.35", rotation=45 if cramped else 0,
+            )  # fmt: skip
         ax.set_xlabel("epoch")
         ax.set_ylabel("accuracy (%)" if name == "accuracy" else "loss")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    return figure
+
+
+def _network(row: Mapping[str, Any]) -> str:
+    return f"student {row['round']}" if row["round"] else "teacher"
 
 
 def save_reliability(path: Path, split: str, found: Mapping[str, Any]) -> None:
