@@ -203,13 +203,15 @@ class _Look:
             shown = [(self.called(one.answer), heats[i])]
             if wrong:
                 shown.append((self.called(labels[i]), others[i]))
-            title = f"{one.name}: {self.called(one.answer)} ({share_words(one.share)})"
+            lines = [f"{self.called(one.answer)} ({share_words(one.share)})"]
             if one.label is not None:
-                title += f"; it is {self.called(one.label)}" if wrong else ", which is right"
+                lines.append(f"it is {self.called(one.label)}" if wrong else "it is right")
+            title = f"{one.name}: {'; '.join(lines)}"
             data = reason_picture(Reason(one.square, tuple(shown), fine[i]), title=title)
             best = self.classifier.best(shares[i], 3)
             told.append({
-                "name": one.name, "title": title, "picture": self.write(f"explained-{i + 1:02}.png", data, photo=True),
+                "name": one.name, "title": title, "lines": lines,
+                "picture": self.write(f"explained-{i + 1:02}.png", data, photo=True),
                 "best": best, "words": ", ".join(f"{name} {share_words(share)}" for name, share in best),
                 "label": None if one.label is None else self.called(one.label), "near": None,
             })  # fmt: skip
@@ -236,7 +238,7 @@ class _Look:
         one = np.concatenate([features(part)[:k] for part, k in _padded(np.stack([a.square for a in asked]))])
         order, cosines = nearest(one, np.concatenate(found), self.options.near)
         for i, (mine, close) in enumerate(zip(order, cosines, strict=True)):
-            neighbours, shown = [], [Captioned(asked[i].square, ("the picture", told[i]["title"].split(": ")[-1]))]
+            neighbours, shown = [], [Captioned(asked[i].square, ("the picture", *told[i]["lines"]))]
             for k, cosine in zip(mine, close, strict=True):
                 index = rows[k]
                 label, made_up = self.images.label(index)

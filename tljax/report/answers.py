@@ -11,8 +11,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from tljax.explain import overlaid
-from tljax.report.insides import png
-from tljax.report.pictures import plain
+from tljax.report.insides import head, plain, png, short
 
 LARGEST = 60  # classes of a confusion matrix that can be read
 _SPLIT = 12  # classes up to which its cells have room
@@ -62,7 +61,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], *, title: str)
         if value or not small:
             colour = "white" if shares[row, column] > 55 else "black" if value else "0.6"
             ax.text(column, row, f"{value}", ha="center", va="center", fontsize=7 if small else 10, color=colour)
-    size, names = 7.5 if small else 10, [plain(_short(name)) for name in classes]
+    size, names = 7.5 if small else 10, [plain(short(name)) for name in classes]
     ax.set_xticks(range(count), names, rotation=90 if small else 35, ha="center" if small else "right", fontsize=size,
                   rotation_mode="default" if small else "anchor")  # fmt: skip
     ax.set_yticks(range(count), names, fontsize=size)
@@ -71,7 +70,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], *, title: str)
     ax.grid(which="minor", color="0.85", linewidth=0.5)
     ax.tick_params(which="minor", length=0)
     ax.set(xlabel="answer", ylabel="true class")
-    figure.suptitle(plain(_short(title, 60)), fontsize=10)
+    head(figure, title)
     figure.colorbar(shown, ax=ax, shrink=0.75, label="share of the true class's images (%)")
     return png(figure)
 
@@ -80,14 +79,16 @@ def gallery_picture(shown: Sequence[Captioned], *, title: str) -> bytes:
     """Pictures in rows under their lines, a PNG."""
     columns = min(3 if len(shown) in (5, 6, 9) else 4, len(shown))
     rows, deep = -(-len(shown) // columns), max(len(one.lines) for one in shown)
-    figure = Figure(figsize=(max(4.6, 2.2 * columns), (2.15 + 0.17 * deep) * rows + 0.4), layout="constrained")
+    width, high = max(4.6, 2.2 * columns), 0.2 * (1 + title.count("\n")) + 0.2
+    figure = Figure(figsize=(width, (2.15 + 0.17 * deep) * rows + high), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for ax in axes:
         ax.axis("off")
     for ax, one in zip(axes, shown, strict=False):
         ax.imshow(one.picture, interpolation="nearest")
-        ax.set_title("\n".join(plain(_short(line, 26)) for line in one.lines), fontsize=8.5, pad=3)
-    figure.suptitle(plain(_short(title, 26 * columns)), fontsize=10)
+        most = int(13 * width / columns)  # letters of this size to the inch
+        ax.set_title("\n".join(plain(short(line, most)) for line in one.lines), fontsize=8.5, pad=3)
+    head(figure, title)
     return png(figure)
 
 
@@ -106,15 +107,15 @@ def reason_picture(reason: Reason, *, title: str) -> bytes:
     for ax, (words, heat) in zip(axes[1:], heats, strict=False):
         largest = float(heat.max())
         ax.imshow(overlaid(reason.square, heat), interpolation="nearest")
-        ax.set_title(plain(f"Grad-CAM for {_short(words)}"), fontsize=9)
+        ax.set_title(plain(f"Grad-CAM for {short(words)}"), fontsize=9)
         scale = ScalarMappable(Normalize(0, largest or 1), colours)
         words = "logits (on white)" if largest else "nothing speaks for it"
         _bar(figure, ax, scale, words)
     largest = float(np.percentile(reason.saliency, 99)) or 1.0
     shown = axes[-1].imshow(reason.saliency, vmin=0, vmax=largest, cmap="magma", interpolation="nearest")
-    axes[-1].set_title(plain(f"saliency for {_short(heats[0][0])}"), fontsize=9)
+    axes[-1].set_title(plain(f"saliency for {short(heats[0][0])}"), fontsize=9)
     _bar(figure, axes[-1], shown, "logits per unit of a pixel (top 1% cut)")
-    figure.suptitle(plain(_short(title, 32 * len(axes))), fontsize=10)
+    head(figure, title)
     return png(figure)
 
 
@@ -124,8 +125,3 @@ def _bar(figure: Figure, ax: Axes, scale: ScalarMappable, words: str) -> Colorba
     bar.ax.tick_params(labelsize=7)
     bar.ax.locator_params(nbins=4)
     return bar
-
-
-def _short(text: str, most: int = 24) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most // 2 - 1] + "…" + text[-(most - most // 2) :]

@@ -65,3 +65,20 @@ def png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: a class may be called `$x$`."""
+    return text.replace("$", r"\$")
+
+
+def short(text: str, most: int = 24) -> str:
+    """One line of at most that many letters; what is too long loses its middle."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most // 2 - 1] + "…" + text[-(most - most // 2) :]
+
+
+def head(figure: Figure, title: str) -> None:
+    """A title over the whole figure, each line of it cut to the figure's width."""
+    most = int(12 * figure.get_figwidth())  # letters of this size to the inch
+    figure.suptitle("\n".join(plain(short(line, most)) for line in title.split("\n")), fontsize=10)

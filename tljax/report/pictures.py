@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no backend to choose, no global state
 
 from tljax.report.console import own_or_validations
-from tljax.report.insides import png
+from tljax.report.insides import plain, png
 
 COLUMNS = 8
 
@@ -114,8 +114,3 @@ def save_reliability(path: Path, split: str, found: Mapping[str, Any]) -> None:
     for ax in (upper, lower):
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
-
-
-def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: a class may be called `$x$`."""
-    return text.replace("$", r"\$")
