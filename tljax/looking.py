@@ -151,7 +151,9 @@ class _Look:
             if square is not None:
                 shown.append(Captioned(square, lines))
         if shown:
-            write_whole(self.folder / f"{name}.png", gallery_picture(shown, title=title))
+            scale = f"probabilities at temperature {found.temperature:.2f}, losses without it"
+            head = f"{title}\n{scale}" if found.temperature != 1 else title
+            write_whole(self.folder / f"{name}.png", gallery_picture(shown, title=head))
         return {"title": title, "shown": told, "file": f"{name}.png" if shown else ""}
 
     def chosen(self) -> list[_Asked]:
