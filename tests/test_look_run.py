@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import log_softmax
 
@@ -21,6 +22,7 @@ from tljax.classifier import load
 from tljax.models import MODELS, Pass, create_model, init_variables
 from tljax.report.answers import confusion_picture
 from tljax.report.console import make_console
+from tljax.report.insides import head, maps_picture
 
 QUIET = make_console(quiet=True)
 NASTY = "<b>$x_$ & y</b>"
@@ -240,6 +242,25 @@ def test_of_many_classes_the_numbers_that_are_not_zero_are_readable():
         counts = np.eye(count, dtype=int) * 90 + 10 * (np.arange(count)[:, None] == 0)
         with Image.open(io.BytesIO(confusion_picture(counts, [f"class ${i}" for i in range(count)], title="t"))) as one:
             assert 30 * count < one.width < 40 * count + 700
+
+
+def test_titles_are_cut_at_the_figures_width_and_show_dollars():
+    figure, title = Figure(figsize=(4.6, 2)), "Most confident mistakes among validation images"
+    head(figure, f"{title}\n{'a' * 90}$.jpg")
+    first, second = figure.get_suptitle().split("\n")
+    assert first == title and len(second) == 56 and "…" in second and second.endswith(r"a\$.jpg")
+
+
+def test_a_spot_of_one_channel_leaves_the_others_their_contrast():
+    maps = np.ones((20, 20, 4))
+    maps[::2] = -1
+    maps[0, 0, 0] = 4000
+    for signed, least in ((True, 150), (False, 200)):
+        with Image.open(io.BytesIO(maps_picture(maps, signed=signed))) as image:
+            grey = np.asarray(image.convert("L"), int)
+        lower = grey[grey.shape[0] // 2 :, : grey.shape[1] // 2]  # a channel without the spot
+        stripes = lower[:, lower.shape[1] // 2]
+        assert np.ptp(stripes[np.abs(stripes - 255) > 0]) > least
 
 
 def test_mistakes_of_the_user_are_one_line(finished, tmp_path, capsys):

@@ -296,7 +296,8 @@ class _Look:
             for when, maps in parts.items():
                 words = {"before": "before its activation", "after": "after its activation", "output": "its output"}
                 signed = bool(when == "before" or maps.min() < 0)
-                data = maps_picture(maps[..., channels], signed=signed, channels=channels.tolist())
+                title = f"{name}, {words[when]}\n{all_of}\nover {one.name}"
+                data = maps_picture(maps[..., channels], signed=signed, channels=channels.tolist(), title=title)
                 told.append({
                     "layer": name, "when": when, "title": f"{name}, {words[when]}: {all_of}",
                     "channels": channels.tolist(), "picture": self.write(f"maps-{name}-{when}.png", data),

@@ -31,19 +31,26 @@ def filters_picture(kernel: np.ndarray) -> bytes:
     return png(figure)
 
 
-def maps_picture(maps: np.ndarray, *, signed: bool, channels: Sequence[int] | None = None) -> bytes:
+def maps_picture(maps: np.ndarray, *, signed: bool, channels: Sequence[int] | None = None, title: str = "") -> bytes:
     """Channels of a layer's output over one image, with the scale that they share, a PNG.
+
+    The scale ends at the 99th percentile of all values without their sign, so that a spot of one channel, such as what
+    padding makes at a border, does not turn the others grey.
 
     Args:
       maps: `[h, w, channels]`.
       signed: whether they have a sign: zero is then the middle of the scale.
       channels: what to call them; None counts from 0.
+      title: a line or several.
     """
     count = maps.shape[-1]
     columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
-    largest = float(np.abs(maps).max()) or 1.0
-    figure = Figure(figsize=(1.55 * columns + 0.8, 1.62 * rows), layout="constrained")
+    most = float(np.abs(maps).max())
+    largest = float(np.percentile(np.abs(maps), 99)) or most or 1.0  # few are not zero: all of them
+    lines = title.count("\n") + 1 if title else 0
+    width = max(4.6 if title else 0.0, 1.55 * columns + 0.8)
+    figure = Figure(figsize=(width, 1.62 * rows + 0.2 * lines), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     shown = None
     for i, ax in enumerate(axes.reshape(-1)):
@@ -54,7 +61,10 @@ def maps_picture(maps: np.ndarray, *, signed: bool, channels: Sequence[int] | No
             shown = ax.imshow(maps[..., i], vmin=low, vmax=largest, cmap=colours, interpolation="nearest")
             ax.set_title(str(i if channels is None else channels[i]), fontsize=8, pad=2)
     if shown is not None:
-        figure.colorbar(shown, ax=axes, shrink=0.7, label="output")
+        words = f"output, top 1%\ncut, up to {most:.4g}" if largest < most else "output"
+        figure.colorbar(shown, ax=axes, shrink=0.7).set_label(words, fontsize=8)
+    if title:
+        head(figure, title)
     return png(figure)
 
 
