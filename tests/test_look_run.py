@@ -269,6 +269,7 @@ def test_mistakes_of_the_user_are_one_line(finished, tmp_path, capsys):
         ([str(finished), "--maps", "layer9"], "--maps: 'layer9' is not one of the layers stem, layer1, layer2"),
         ([str(finished), "--top", "0"], "--top=0 is less than 1"),
         ([str(finished), "nothing*.jpg"], "matches no file"),
+        ([str(finished), "--out", str(finished / "result.json")], "result.json is a file, not a folder"),
     ):
         assert look.main(given) == 2
         (line,) = capsys.readouterr().err.splitlines()

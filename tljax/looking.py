@@ -325,6 +325,8 @@ def write_look(
     x = _Look(classifier, folder, options)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"--out={folder} is a file, not a folder") from None
     except OSError as error:
         raise UserError(f"--out={folder} cannot be written to: {error.strerror or error}") from None
     found, matrix = x.answers, x.matrix()
