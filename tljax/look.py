@@ -16,7 +16,7 @@ from tljax.command_line import OneLineParser, exit_status
 from tljax.errors import UserError
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations
-from tljax.predict import find_pictures
+from tljax.predict import find_pictures, read_stdin
 
 
 def make_parser() -> OneLineParser:
@@ -45,7 +45,7 @@ def look(args: Any) -> int:
     for name, least in (("top", 1), ("pictures", 1), ("channels", 1), ("near", 0), ("compare", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}={getattr(args, name)} is less than {least}")
-    named = find_pictures(args.image, sys.stdin.buffer.read) if args.image else []
+    named = find_pictures(args.image, read_stdin) if args.image else []
     tune_cpu()
     from tljax.activations import layers  # after the flags: a mistake is answered at once
     from tljax.classifier import load
