@@ -94,6 +94,7 @@ def suggest(
         for backbone in backbones:
             one = look(config, backbone, images=images, folder=folder, console=quiet if looked else console)
             looked.append(one)
+            console.print(f"{backbone}: probed in {one.seconds:.0f} s", markup=False)
             if found is None:
                 found = duplicates.find(one.seen.whole.data)
         assert found is not None
@@ -103,10 +104,13 @@ def suggest(
         def try_plan(one: Looked, train: str) -> "Trial":
             alone = train == "head"
             rates = [rate * (SGD if config.optimizer.name == "sgd" else 1) for rate in (HEAD_RATES if alone else RATES)]
-            short = epochs or short_epochs(config, one, alone=alone)
-            return trial.try_rates(
+            short, began = epochs or short_epochs(config, one, alone=alone), time.perf_counter()
+            tried = trial.try_rates(
                 config, one.backbone, train, rates, epochs=short, images=images, folder=folder, console=quiet
             )
+            words = f"{len(rates)} rates tried in {time.perf_counter() - began:.0f} s"
+            console.print(f"{one.backbone}, training {train}: {words}", markup=False)
+            return tried
 
         rivals = [(one, try_plan(one, trial.train_of(config, one.backbone))) for one in not_told_apart(looked)]
         best, first = max(rivals, key=lambda pair: best_of(pair[1]).sum())
