@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,6 +106,8 @@ def keep_compilations(*, small: bool = False) -> None:
     """
     import jax
 
+    # JAX writes entries in place: one that another process is writing, or was killed at, is compiled anew all the same.
+    warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         try:
             folder = Path(os.environ.get("TLJAX_CACHE") or "~/.cache/tljax").expanduser() / "xla"
