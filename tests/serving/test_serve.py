@@ -3,15 +3,10 @@
 import base64
 import io
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
-from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -22,48 +17,16 @@ from PIL import Image
 
 from tests import tiny
 from tests.data import bad_images
-from tests.served import served, wait_until
-from tljax import predict, runs
-from tljax.classifier import load
+from tests.serving.served import TIMEOUT, command, connected, post, served, wait_until
+from tljax import predict
 from tljax.explain import make_grad_cam, overlaid
-from tljax.report.console import make_console
 from tljax.serve import bound
-from tljax.serving.desk import STRENGTH, Desk
-
-ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 60
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def workdir(photos, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "tints"
-    runs.run(tiny.make_config(photos, epochs=1), workdir, console=make_console(quiet=True))
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def classifier(workdir):
-    return load(workdir)
-
-
-@pytest.fixture(scope="module")
-def url(classifier):
-    with served(classifier) as url:
-        yield url
+from tljax.serving.desk import STRENGTH
 
 
 @pytest.fixture(scope="module")
 def described(url):
     return requests.get(f"{url}openapi.json", timeout=TIMEOUT).json()
-
-
-def post(url, data=None, *, query="", **options):
-    return requests.post(f"{url}predict{query}", data=data, timeout=TIMEOUT, **options)
 
 
 def is_as_described(response, described):
@@ -175,17 +138,8 @@ def test_too_many_pictures_in_a_minute_are_429_and_say_when_again(classifier, ph
         assert [post(url, files=files).status_code for _ in range(2)] == [200, 429]
 
 
-def test_a_full_queue_is_503_and_the_page_still_answers(classifier, photos, described):
-    data, begun, go_on = (photos / "red/000.png").read_bytes(), threading.Event(), threading.Event()
-    desk = Desk(classifier, places=2)
-    see = desk.say
-
-    def slow(*args, **options):
-        begun.set()
-        assert go_on.wait(TIMEOUT)
-        return see(*args, **options)
-
-    desk.say = slow
+def test_a_full_queue_is_503_and_the_page_still_answers(classifier, photos, described, blocked):
+    data, (desk, begun, go_on) = (photos / "red/000.png").read_bytes(), blocked
     with served(classifier, desk=desk, places=2) as url, ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(post, url, data) for _ in range(2)]
         try:
@@ -203,8 +157,7 @@ def test_a_full_queue_is_503_and_the_page_still_answers(classifier, photos, desc
 
 def test_a_body_that_does_not_come_is_408_and_gives_its_place_back(classifier, photos):
     with served(classifier, patience=0.2, places=1) as url:
-        host, port = url[7:-1].split(":")
-        with socket.create_connection((host, int(port)), TIMEOUT) as slow:
+        with connected(url) as slow:
             slow.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
             assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
         assert post(url, (photos / "red/000.png").read_bytes()).status_code == 200
@@ -212,8 +165,7 @@ def test_a_body_that_does_not_come_is_408_and_gives_its_place_back(classifier, p
 
 def test_a_client_that_leaves_gives_its_place_back(classifier, photos, capfd):
     with served(classifier, places=1) as url:
-        host, port = url[7:-1].split(":")
-        with socket.create_connection((host, int(port)), TIMEOUT) as gone:
+        with connected(url) as gone:
             gone.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
             wait_until(lambda: requests.get(f"{url}health", timeout=TIMEOUT).json()["under_way"] == 1)
         wait_until(lambda: requests.get(f"{url}health", timeout=TIMEOUT).json()["under_way"] == 0)
@@ -320,13 +272,6 @@ def test_a_name_that_leads_here_from_elsewhere_is_refused(url):
 )
 def test_another_sites_page_may_not_ask(url, photos, headers, status):
     assert post(url, (photos / "red/000.png").read_bytes(), headers=headers).status_code == status
-
-
-def command(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tljax.serve", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": "", **environment},
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("number, host", [(signal.SIGINT, "127.0.0.1"), (signal.SIGTERM, "0.0.0.0")])

@@ -8,7 +8,7 @@ import pytest
 
 from tests import tiny
 from tests.data import bad_images
-from tests.served import served, wait_until
+from tests.serving.served import served, wait_until
 from tljax import predict, runs
 from tljax.classifier import load
 from tljax.report.console import make_console

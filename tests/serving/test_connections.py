@@ -3,56 +3,17 @@
 import contextlib
 import json
 import signal
-import socket
 import threading
 import time
 
 import pytest
 import requests
 
-from tests import tiny
-from tests.served import served, wait_until
-from tests.test_serve import TIMEOUT, command, post
-from tljax import runs
-from tljax.classifier import load
-from tljax.report.console import make_console
+from tests.serving.served import TIMEOUT, command, connected, post, served, wait_until
 from tljax.serving.connections import Connection
 from tljax.serving.desk import Desk
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def workdir(photos, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "tints"
-    runs.run(tiny.make_config(photos, epochs=1), workdir, console=make_console(quiet=True))
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def classifier(workdir):
-    return load(workdir)
-
-
-@pytest.fixture(scope="module")
-def url(classifier):
-    with served(classifier) as url:
-        yield url
-
-
-def connected(url, **options):
-    host, port = url[7:-1].split(":")
-    found = socket.socket()
-    for name, value in options.items():
-        found.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
-    found.settimeout(TIMEOUT)
-    found.connect((host, int(port)))
-    return found
 
 
 def rest(connection):
@@ -66,23 +27,8 @@ def rest(connection):
     return found
 
 
-@pytest.fixture
-def blocked(classifier):
-    """A desk of two places that says nothing until the event is set."""
-    desk, go_on = Desk(classifier, places=2), threading.Event()
-    say = desk.say
-
-    def slow(*args, **options):
-        assert go_on.wait(TIMEOUT)
-        return say(*args, **options)
-
-    desk.say = slow
-    yield desk, go_on
-    go_on.set()
-
-
 def test_of_200_at_once_each_is_answered_or_told_when_to_ask_again(classifier, photos, blocked):
-    data, (desk, go_on) = (photos / "red/000.png").read_bytes(), blocked
+    data, (desk, _, go_on) = (photos / "red/000.png").read_bytes(), blocked
     head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
     with served(classifier, desk=desk, places=2) as url, contextlib.ExitStack() as stack:
         asking = [stack.enter_context(connected(url)) for _ in range(200)]
@@ -153,7 +99,7 @@ def test_a_client_that_does_not_read_its_answers_is_left(classifier, monkeypatch
 
 def test_a_body_or_an_answer_that_takes_its_time_is_not_cut_off(classifier, photos, monkeypatch, blocked):
     monkeypatch.setattr(Connection, "patience", 0.2)
-    data, (desk, go_on) = (photos / "red/000.png").read_bytes(), blocked
+    data, (desk, _, go_on) = (photos / "red/000.png").read_bytes(), blocked
 
     def parts():
         yield data[:100]

@@ -1,12 +1,17 @@
-"""A finished run behind the service, in this process, on a port of its own."""
+"""A finished run behind the service, in this process on a port of its own or by the command; and asking it."""
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import requests
 import uvicorn
 
 from tljax.classifier import Classifier
@@ -14,7 +19,9 @@ from tljax.serve import SETTINGS
 from tljax.serving.app import Limits, make_app
 from tljax.serving.desk import Desk
 
+ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ("localhost", "127.0.0.1")
+TIMEOUT = 60
 
 
 @contextlib.contextmanager
@@ -40,3 +47,25 @@ def wait_until(true: Any, *, seconds: float = 30) -> None:
     while not true():
         assert time.monotonic() < until, "it did not come to that"
         time.sleep(0.01)
+
+
+def command(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tljax.serve", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": "", **environment},
+    )  # fmt: skip
+
+
+def post(url, data=None, *, query="", **options):
+    return requests.post(f"{url}predict{query}", data=data, timeout=TIMEOUT, **options)
+
+
+def connected(url, **options):
+    """A connection to the service, with these socket options."""
+    host, port = url[7:-1].split(":")
+    found = socket.socket()
+    for name, value in options.items():
+        found.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+    found.settimeout(TIMEOUT)
+    found.connect((host, int(port)))
+    return found
