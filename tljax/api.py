@@ -101,7 +101,7 @@ class Outlook:
 
 
 def plan(config: Any) -> Outlook:
-    """What `fit` would train; lists the images and looks for the weights, but opens neither and downloads nothing.
+    """What `fit` would train; lists the images and finds the weights; decodes no image, downloads nothing.
 
     Raises:
       UserError: for whatever is wrong with the config, the plan or the data.

@@ -111,9 +111,10 @@ def keep(
     seconds = time.perf_counter() - began
     if not augmentation(x.config).random:
         why = "exact: nothing random"
+    elif x.views:
+        why = f"{x.views} fixed view{'s' if x.views > 1 else ''} of each training image"
     else:
-        fixed = f"{x.views} fixed view{'s' if x.views > 1 else ''}"
-        why = f"{fixed} of each training image" if x.views else "for validation: nothing random"
+        why = "for validation: nothing random"
     console.print(
         f"{prefix} never change: their outputs are kept in {where} ({why}); {sum(images.values()):,} views, "
         f"{needed / 1e6:,.0f} MB, {seconds:.0f} s"
