@@ -24,7 +24,7 @@ from tljax.data.batches import (
 )
 from tljax.data.load import Data
 from tljax.memory import free_bytes
-from tljax.steps import Replicas
+from tljax.steps import Replicas, replicate
 
 
 class Features(NamedTuple):
@@ -78,7 +78,7 @@ class Feed:
         one = int(np.prod(self._canvas)) * 3
         size = len(indices) * one if self.features is None else self.features.values.nbytes
         on_device = self.placement == "device" or (self.placement == "auto" and not highest(not fits_on_device(size)))
-        self.resident = jax_utils.replicate(self._everything()) if on_device else {}
+        self.resident = replicate(self._everything()) if on_device else {}
 
     @property
     def count(self) -> int:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import jax_utils
 
 from tljax import workdir as folders
 from tljax.checkpoint import saved_variables
@@ -22,7 +21,7 @@ from tljax.losses import score, wilson_interval
 from tljax.report import console as console_lib
 from tljax.report import pictures, provenance
 from tljax.semi import labelling
-from tljax.steps import join_parts, own_parts
+from tljax.steps import join_parts, own_parts, replicate
 
 if TYPE_CHECKING:
     from tljax.train import Trainer
@@ -94,12 +93,12 @@ def restore_best(trainer: Trainer) -> None:
             except UserError as reason:
                 raise UserError(f"{reason}; epoch {best['epoch']}, the best, cannot be tested without it: give "
                                 "--overwrite to train again") from None  # fmt: skip
-            trainer.state = jax_utils.replicate(state.replace(semi={}, **saved))
+            trainer.state = replicate(state.replace(semi={}, **saved))
     elif "val" in x.data.splits and x.config.select != "last":
         plan = x.plans[0][0]
         shared = own_parts(x.model, plan, state.variables)[1]
         own, _ = own_parts(x.model, plan, state.best)
-        trainer.state = jax_utils.replicate(state.replace(**join_parts(own, shared)))
+        trainer.state = replicate(state.replace(**join_parts(own, shared)))
 
 
 def member_result(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
+from flax import jax_utils, traverse_util
 
 from tljax.losses import Loss, hard, predictions
 from tljax.models import Network, Pass
@@ -313,6 +313,12 @@ class Replicas:
     def unshard(self, gathered: Any) -> np.ndarray:
         """What the evaluation step gathered, `[devices, per_device, ...]`, in the order of the batch's rows."""
         return np.moveaxis(np.asarray(gathered), 0, 1).reshape(-1, *gathered.shape[2:])
+
+
+def replicate(tree: Any) -> Any:
+    """A tree with a leading axis of this process's devices, placed as parallel steps place what they return: a step
+    whose first state lay otherwise would be traced and compiled once more for its second."""
+    return jax_utils.replicate(tree, axis_name=AXIS)
 
 
 def parallel_train_step(step: Callable[..., Any]) -> Callable[..., Any]:

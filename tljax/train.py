@@ -35,7 +35,7 @@ from tljax.memory import guarded
 from tljax.report import console as console_lib
 from tljax.semi.feed import JointFeed
 from tljax.state import TrainState
-from tljax.steps import NOTHING, join_parts, own_parts, parallel_forward_step, parallel_train_step
+from tljax.steps import NOTHING, join_parts, own_parts, parallel_forward_step, parallel_train_step, replicate
 from tljax.transfer.optimizer import carry_moments
 from tljax.transfer.plan import plan_tables
 
@@ -149,7 +149,7 @@ class Trainer:
             self.tell_of_lost_best()
         self.step = int(state.step)
         agree(lambda: {"the step that the run goes on from": self.step})
-        self.state = jax_utils.replicate(state)
+        self.state = replicate(state)
 
     def like(self, variables: dict[str, Any]) -> Callable[[dict[str, Any]], TrainState]:
         """A record -> a state at the beginning, with the optimizer of the phase that was saved."""
@@ -248,7 +248,7 @@ class Trainer:
         opt_state = self.x.init_optimizer(phase, state.params)
         if self.x.config.transfer.moments == "keep":
             opt_state = carry_moments(state.opt_state, opt_state)
-        self.state, self.phase = jax_utils.replicate(state.replace(opt_state=opt_state)), phase
+        self.state, self.phase = replicate(state.replace(opt_state=opt_state)), phase
 
     def train_epoch(self, train_step: Callable[..., Any], feed: Feed | JointFeed, epoch: int) -> bool:
         """Steps from where the state stands to the end of `epoch`; False if a signal came before that."""
@@ -407,7 +407,7 @@ class Trainer:
             "accuracy": jnp.asarray(accuracy), "step": jnp.full(len(better), step, jnp.int32)
         }  # fmt: skip
         best = jax.tree.map(newer, state.best, now)
-        self.state = self.state.replace(best=jax_utils.replicate(best))
+        self.state = self.state.replace(best=replicate(best))
 
     def log(self, rows: list[dict[str, Any]], writer: console_lib.Writer) -> None:
         """The epoch's line on the console; metrics.csv and TensorBoard for a single run."""

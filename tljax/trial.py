@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import jax_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -23,7 +22,7 @@ from tljax.finish import restore_best
 from tljax.losses import predictions
 from tljax.models import Network, create_model
 from tljax.report.console import make_writer
-from tljax.steps import parallel_forward_step
+from tljax.steps import parallel_forward_step, replicate
 from tljax.train import Trainer
 from tljax.transfer.initial import no_weights
 from tljax.transfer.plan import read_groups
@@ -206,7 +205,7 @@ def features_of(config: Any, backbone: Backbone, *, images: int, folder: Path, c
     x = some(whole, images, seed=config.data.split_seed)
     feed = x.feed("train", once=True)
     step = parallel_forward_step(x.forward_step(0, feed, end="head"))
-    replicated, key = jax_utils.replicate(variables), jax.random.key(0)
+    replicated, key = replicate(variables), jax.random.key(0)
     found = [
         np.asarray(values, np.float32).reshape(len(values), -1, values.shape[-1]).mean(1)
         for values in run_over(step, feed, replicated, key, x.replicas)
