@@ -125,8 +125,9 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
     Assessment of Pre-trained Models for Transfer Learning", algorithm 1).
 
     Each class against the others is a linear regression with a Gaussian prior of precision alpha on the weights and
-    noise of precision beta; both are raised to where the evidence is highest. The fixed point is that of MacKay; it is
-    computed in the coordinates of the singular vectors, where it costs nothing per turn.
+    noise of precision beta; both are raised to where the evidence is highest. In the coordinates of the singular
+    vectors the best beta of a ratio alpha / beta is a formula, so the highest is looked for along the ratio alone: the
+    paper's fixed point is the same place, but comes to it ever slower where the evidence is flat.
 
     Args:
       features: `[N, D]`.
@@ -136,30 +137,24 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
       Higher is better; it may be of either sign.
     """
     features = features.astype(np.float64)
-    count, width = features.shape
+    count = len(features)
     vectors, singular, _ = np.linalg.svd(features, full_matrices=False)
     squares = singular**2
     evidences = []
     for label in np.unique(labels):
         target = (labels == label).astype(np.float64)
         along = (vectors.T @ target) ** 2
-        beyond = max(float(target @ target - along.sum()), 0.0)  # what no weights explain
-        alpha = beta = 1.0
-        for _ in range(5000):  # slow where the evidence is flat, and cheap
-            gamma = (beta * squares / (alpha + beta * squares)).sum()
-            length = (beta**2 * squares * along / (alpha + beta * squares) ** 2).sum()
-            missed = (alpha**2 * along / (alpha + beta * squares) ** 2).sum() + beyond
-            before = alpha / beta
-            alpha, beta = gamma / max(length, 1e-12), (count - gamma) / max(missed, 1e-12)
-            if abs(alpha / beta - before) <= 1e-8 * before:
-                break
-        length = (beta**2 * squares * along / (alpha + beta * squares) ** 2).sum()
-        missed = (alpha**2 * along / (alpha + beta * squares) ** 2).sum() + beyond
-        determinant = np.log(alpha + beta * squares).sum() + (width - len(squares)) * np.log(alpha)
-        evidences.append(
-            (width * np.log(alpha) + count * np.log(beta / (2 * np.pi)) - determinant - beta * missed - alpha * length)
-            / (2 * count)
-        )
+        beyond = max(float(target @ target - along.sum()), 1e-30)  # what no weights explain
+
+        def missing(logarithm: float, along: np.ndarray = along, beyond: float = beyond) -> float:
+            shrunk = 1 / (1 + squares / np.exp(logarithm))  # 1 where a weight is held at zero, 0 where it is free
+            missed = beyond + float(along @ shrunk)
+            return -(np.log(shrunk).sum() + count * np.log(count / (2 * np.pi * missed)) - count) / (2 * count)
+
+        ratios = np.log(np.geomspace(1e-12, 1e6, 200) * max(squares.max(), 1e-30))
+        place = int(np.argmin([missing(ratio) for ratio in ratios]))
+        around = ratios[max(place - 1, 0)], ratios[min(place + 1, len(ratios) - 1)]
+        evidences.append(-optimize.minimize_scalar(missing, bounds=around, method="bounded").fun)
     return float(np.mean(evidences))
 
 
