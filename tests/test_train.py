@@ -303,6 +303,21 @@ def test_a_finished_run_serves_as_weights(finished, folder, tmp_path):
         )
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_its_step_is_traced_once(folder, tmp_path, monkeypatch, resumed):
+    config = tiny.make_config(folder, epochs=2)
+    if resumed:
+        tiny.interrupted_after(config, tmp_path / "run", 3, monkeypatch)
+    traced, real = [], train.parallel_train_step
+
+    def watched(step):
+        return real(lambda *arguments: (traced.append(step), step(*arguments))[1])
+
+    monkeypatch.setattr(train, "parallel_train_step", watched)
+    train.run(config, tmp_path / "run", console=QUIET)
+    assert len(traced) == 1
+
+
 def test_ctrl_c_saves_and_says_so(folder, tmp_path):
     """The real command in its own process, the signal at a moment of its own."""
     overrides = {
