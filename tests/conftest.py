@@ -10,7 +10,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # A program that several tests run is compiled once; the processes of one pytest and the commands they start share it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["TLJAX_CACHE"] = tempfile.mkdtemp(prefix="tljax-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TLJAX_CACHE"] + "/xla"
+# One that is given outlives them, as CI has it for its stages.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["TLJAX_CACHE"] + "/xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from tljax.machine import choose_libraries, forget_programs
