@@ -66,9 +66,12 @@ def test_interrupted_within_an_epoch_it_goes_on_to_the_same_end(folder, tmp_path
 
 def test_without_weight_it_is_the_labelled_images_alone(folder, tmp_path):
     """Of the head on frozen statistics: other views in the batch change nothing."""
-    settings = {"transfer__bn": "eval", "semi__weight": 0.0, "augment__crop": "center", "augment__flip": False}
+    settings = {
+        "transfer__bn": "eval", "semi__weight": 0.0, "semi__strong_ops": 0, "augment__crop": "center",
+        "augment__flip": False,
+    }  # fmt: skip
     joint = train.run(config_of(folder, "fixmatch", **settings, epochs=4), tmp_path / "joint", console=QUIET)
-    del settings["semi__weight"]
+    del settings["semi__weight"], settings["semi__strong_ops"]
     alone = train.run(
         tiny.make_config(folder, data__labels="25%", data__stratify=False, epochs=6, **settings),
         tmp_path / "alone",
@@ -118,7 +121,9 @@ def test_kept_views_are_the_views_that_would_be_drawn(folder, tmp_path, ops):
 
 def test_the_average_is_what_is_tested(folder, tmp_path):
     """With a decay of nothing the average is the network itself."""
-    still = {"augment__crop": "center", "augment__flip": False, "transfer__bn": "eval"}
+    still = {
+        "augment__crop": "center", "augment__flip": False, "semi__strong_ops": 0, "transfer__bn": "eval"
+    }  # fmt: skip
     train.run(config_of(folder, "mean_teacher", semi__decay=0.0, **still), tmp_path / "now", console=QUIET)
     train.run(config_of(folder, "mean_teacher", semi__decay=0.999, **still), tmp_path / "slow", console=QUIET)
     lists = [np.load(tmp_path / name / "predictions.npz")["test_logits"] for name in ("now", "slow")]
