@@ -350,10 +350,20 @@ def test_another_count_is_told_both(port):
     assert meeting(port, (2, 0, 20), (3, 1, 20)) == [said] * 2
 
 
-def test_one_that_goes_before_all_are_there_is_told_and_the_port_is_free_again(port):
-    going = once_it_listens(port, lambda line: tell(line, {"process": 2, "processes": 3}))
-    assert meeting(port, (3, 0, 20)) == ["process 2 has ended before all had started"]
-    going.join()
+@pytest.mark.parametrize(
+    ("hello", "words"),
+    [
+        ({"process": 2, "processes": 3}, "process 2 has ended before all had started"),
+        ({"process": 1, "processes": 2}, "process 1 was given --processes=2, but process 0 --processes=3"),
+    ],
+)
+def test_what_goes_wrong_before_process_0_is_there_is_told_all_the_same_and_the_port_is_free_again(port, hello, words):
+    with processes.start_keeper(port, 3, 20):
+        with socket.create_connection(("127.0.0.1", port)) as line:
+            tell(line, hello)
+        time.sleep(0.5)
+        with pytest.raises(UserError, match=words):
+            processes.meet("127.0.0.1", port, 3, 0, 20)
     assert meeting(port, (2, 0, 20), (2, 1, 20)) == ["", ""]
 
 

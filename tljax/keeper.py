@@ -53,18 +53,24 @@ def main() -> None:
 
 
 def gather(listener: socket.socket, count: int, until: float) -> tuple[dict[int, socket.socket], str]:
-    """The connections of all processes, by number, and what went wrong; empty if all came in time."""
+    """The connections of all processes, by number, and what went wrong; empty if all came in time.
+
+    What went wrong is kept for process 0, which has started this one and comes for certain.
+    """
     lines: dict[int, socket.socket] = {}
+    wrong = ""
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
-        while len(lines) < count:
+        while len(lines) < count and not (wrong and 0 in lines):
             ready = selector.select(max(0.0, until - time.monotonic()))
             if not ready:
                 missing = ", ".join(str(i) for i in range(count) if i not in lines)
-                return lines, f"of {count} processes these have not started in time: {missing}"
+                return lines, wrong or f"of {count} processes these have not started in time: {missing}"
             for key, _ in ready:
                 if key.data is not None:
-                    return lines, f"process {key.data} has ended before all had started"
+                    selector.unregister(key.fileobj)
+                    wrong = wrong or f"process {key.data} has ended before all had started"
+                    continue
                 line, _ = listener.accept()
                 stay_in_touch(line)
                 line.settimeout(HELLO)
@@ -75,17 +81,17 @@ def gather(listener: socket.socket, count: int, until: float) -> tuple[dict[int,
                     line.close()  # none of ours
                     continue
                 line.settimeout(None)
-                wrong = ""
-                if processes != count:
-                    wrong = f"process {own} was given --processes={processes}, but process 0 --processes={count}"
-                elif own in lines:
-                    wrong = f"two processes were given --process={own}"
-                if wrong:
-                    tell(line, {"error": wrong})
-                    return lines, wrong
+                if processes != count or own in lines:
+                    if processes != count:
+                        error = f"process {own} was given --processes={processes}, but process 0 --processes={count}"
+                    else:
+                        error = f"two processes were given --process={own}"
+                    tell(line, {"error": error})
+                    wrong = wrong or error
+                    continue
                 lines[own] = line
                 selector.register(line, selectors.EVENT_READ, own)
-    return lines, ""
+    return lines, wrong
 
 
 def relay(lines: dict[int, socket.socket]) -> None:
