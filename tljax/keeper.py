@@ -81,11 +81,12 @@ def gather(listener: socket.socket, count: int, until: float) -> tuple[dict[int,
                     line.close()  # none of ours
                     continue
                 line.settimeout(None)
-                if processes != count or own in lines:
-                    if processes != count:
-                        error = f"process {own} was given --processes={processes}, but process 0 --processes={count}"
-                    else:
-                        error = f"two processes were given --process={own}"
+                error = ""
+                if processes != count:
+                    error = f"process {own} was given --processes={processes}, but process 0 --processes={count}"
+                elif own in lines:
+                    error = f"two processes were given --process={own}"
+                if error:
                     tell(line, {"error": error})
                     wrong = wrong or error
                     continue
