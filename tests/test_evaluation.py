@@ -115,7 +115,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_tells_of_both_splits_and_draws_the_test(folder, tmp_path, capsys):
-    result = train.run(tiny.make_config(folder, epochs=1), tmp_path / "run")
+    result = train.run(tiny.make_config(folder, epochs=1, pictures=True), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["calibration"] == result["calibration"]
     for split in ("validation", "test"):
         assert sum(b["correct"] for b in result["calibration"][split]["bins"]) == result[split]["correct"]
@@ -128,7 +128,9 @@ def test_a_run_tells_of_both_splits_and_draws_the_test(folder, tmp_path, capsys)
 
 
 def test_a_run_whose_training_diverged_ends(folder, tmp_path):
-    config = tiny.make_config(folder, epochs=2, optimizer__lr=1e30, optimizer__name="sgd", stop_at_nan=False)
+    config = tiny.make_config(
+        folder, epochs=2, optimizer__lr=1e30, optimizer__name="sgd", stop_at_nan=False, pictures=True
+    )
     result = train.run(config, tmp_path / "run", console=QUIET)
     assert not np.isfinite(np.load(tmp_path / "run" / "predictions.npz")["test_logits"]).all()
     assert result["calibration"] == {"validation": None, "test": None}
@@ -137,7 +139,7 @@ def test_a_run_whose_training_diverged_ends(folder, tmp_path):
 
 
 def test_members_have_their_own_and_the_table_stays_short(folder, tmp_path, capsys):
-    result = train.run(tiny.make_config(folder, epochs=1, population__lr=(1e-3, 1e-2)), tmp_path / "run")
+    result = train.run(tiny.make_config(folder, epochs=1, population__lr=(1e-3, 1e-2), pictures=True), tmp_path / "run")
     assert "calibration error" not in capsys.readouterr().out
     assert "calibration" not in result and "bins" not in json.dumps(result["members"])
     assert "without" not in result["duplicates"] and result["duplicates"]["test"]["train"]["images"] == 18

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 OVERRIDES = {
     "data.split": "50/25/25", "data.resize": 40, "data.size": 32, "model.weights": "None", "model.width": 32,
-    "model.blocks": "(1,1)", "transfer.train": "all", "epochs": 6, "batch_size": 8,
+    "model.blocks": "(1,1)", "transfer.train": "all", "epochs": 6, "batch_size": 8, "augment.crop": "center",
 }  # fmt: skip
 
 

@@ -193,7 +193,7 @@ POPULATIONS = {
         dict(transfer__train="layer2,head", optimizer__lr_decay=0.5, optimizer__clip=1.0, **PLAIN),
         dict(lr=(1e-3, 1e-2), schedule=("constant", "cosine")),
     ),
-    "everything, augmented": (dict(transfer__train="all"), dict(lr=(1e-3, 3e-3))),
+    "everything, augmented": (dict(transfer__train="all", augment__crop="random"), dict(lr=(1e-3, 3e-3))),
     "own rates": (dict(transfer__train="layer2,head"), dict(lr_groups=("", "layer2:1e-5"))),
 }
 

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 def test_augmented_copies_stand_beside_plain_images(folder):
     """An epoch has every image plain and its copies, each with a key of its own."""
-    config = tiny.make_config(folder, augment__copies=2, batch_size=10)
+    config = tiny.make_config(folder, augment__copies=2, augment__crop="random_resized", batch_size=10)
     experiment, _ = prepare(config, None, QUIET)
     feed = experiment.feed("train", training=True)
     count, images = len(experiment.data.splits["train"]), len(experiment.data.source.names)

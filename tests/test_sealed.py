@@ -32,7 +32,7 @@ def settings_of(name):
                           "data__normalize": "dataset"},
         "joint": {"semi__method": "fixmatch", **few},
         "rounds": {"semi__method": "pseudo_label", "semi__rounds": 2, "semi__calibrate": True,
-                   "semi__select": "threshold", **few},
+                   "semi__select": "threshold", "pictures": True, **few},
     }[name]  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def test_none_is_a_choice_that_changes_nothing_else(photos, tmp_path):
 def test_mlflow_has_config_curves_result_and_pictures_of_a_run_that_was_stopped_once(photos, tmp_path, monkeypatch):
     pytest.importorskip("sqlalchemy")
     pytest.importorskip("mlflow")
-    config = tiny.make_config(photos, epochs=3, trackers=("tensorboard", "mlflow"))
+    config = tiny.make_config(photos, epochs=3, trackers=("tensorboard", "mlflow"), pictures=True)
     tiny.interrupted_after(config, tmp_path / "run", 4, monkeypatch)
     client, (one,) = mlflow_runs(tmp_path / "run")
     assert one.info.status == "KILLED"
@@ -125,7 +125,7 @@ def test_mlflow_has_config_curves_result_and_pictures_of_a_run_that_was_stopped_
 @pytest.mark.peer
 def test_wandb_has_config_curves_result_and_pictures_of_a_run_that_was_stopped_once(photos, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
-    config = tiny.make_config(photos, epochs=3, trackers=("wandb",))
+    config = tiny.make_config(photos, epochs=3, trackers=("wandb",), pictures=True)
     tiny.interrupted_after(config, tmp_path / "run", 4, monkeypatch)
     result = runs.run(config, tmp_path / "run", console=QUIET)
     for _ in range(300):  # a process of its own writes them, and may be behind

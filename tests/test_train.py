@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 def finished(folder, tmp_path_factory):
     """A run of three epochs, its config and its result."""
     workdir = tmp_path_factory.mktemp("runs") / "plain"
-    config = tiny.make_config(folder)
+    config = tiny.make_config(folder, pictures=True)
     return workdir, config, train.run(config, workdir, console=QUIET)
 
 

@@ -33,7 +33,7 @@ def config_of(folder, **settings):
 @pytest.fixture(scope="module")
 def done(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    return runs.run(config_of(folder, semi__teacher_epochs=3), workdir, console=QUIET), workdir
+    return runs.run(config_of(folder, semi__teacher_epochs=3, pictures=True), workdir, console=QUIET), workdir
 
 
 def test_the_record(done, folder):
@@ -108,7 +108,7 @@ def test_a_student_is_the_run_that_has_the_teachers_labels(done, folder, tmp_pat
 def test_finished_is_finished_and_interrupted_goes_on(done, folder, tmp_path, monkeypatch):
     result, workdir = done
     with pytest.raises(UserError, match="holds this run, finished"):
-        runs.run(config_of(folder, semi__teacher_epochs=3), workdir, console=QUIET)
+        runs.run(config_of(folder, semi__teacher_epochs=3, pictures=True), workdir, console=QUIET)
     run, calls = train.run, []
 
     def stopping(config, where, **options):
