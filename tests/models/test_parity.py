@@ -40,9 +40,10 @@ def test_network_equals_torchvision(name, shared, x64):
     variables = jax.tree.map(jnp.asarray, from_torch(state_dict))
     assert jax.tree.structure(variables) == jax.tree.structure(shapes)
 
-    logits = jax.jit(model.apply)(variables, images.transpose(0, 2, 3, 1))
+    # One image of the two: XLA's convolutions in double precision take half a minute over it in the deepest network.
+    logits = jax.jit(model.apply)(variables, images[:1].transpose(0, 2, 3, 1))
     assert logits.dtype == np.float64
-    assert differs(logits, theirs["eval_logits"]) <= TOLERANCE
+    assert differs(logits, theirs["eval_logits"][:1]) <= TOLERANCE
 
     def loss(params):
         forward = Pass(bn=dict.fromkeys(model.groups, BN_MODES["train"]))

@@ -14,7 +14,7 @@ from tljax.studies import LOOKS, STUDIES
 
 pytestmark = pytest.mark.studies
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 3
+KILLS = 2
 SAMPLE = ("000-table2", "001-fig2", "002-table6", "004-table2")  # single runs, chains of runs, populations
 
 
