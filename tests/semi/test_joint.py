@@ -40,7 +40,7 @@ def whole(request, folder, tmp_path_factory):
     return config, train.run(config, workdir, console=QUIET), workdir
 
 
-def assert_the_same_end(workdirs):
+def assert_the_same_end(*workdirs):
     step = saved_steps(workdirs[0])[-1]
     for one, other in zip(*(flat(saved_variables(workdir, step)) for workdir in workdirs), strict=True):
         assert np.array_equal(one, other)
@@ -56,7 +56,7 @@ def test_each_method_runs_tells_and_never_sees_hidden_labels(whole, tmp_path, mo
     assert first["unlabelled"]["unlabelled"] == first["unlabelled"]["given"] == 27
     tiny.permute_labels(monkeypatch, config, "unlabelled")
     second = train.run(config, tmp_path / "run", console=QUIET)
-    assert_the_same_end((workdir, tmp_path / "run"))
+    assert_the_same_end(workdir, tmp_path / "run")
     counts = [[{k: v for k, v in row.items() if k != "right"} for row in r["history"]] for r in (first, second)]
     assert counts[0] == counts[1]
 
@@ -65,7 +65,7 @@ def test_interrupted_within_an_epoch_it_goes_on_to_the_same_end(whole, tmp_path,
     config, result, workdir = whole
     tiny.interrupted_after(config, tmp_path / "cut", 5, monkeypatch)
     assert train.run(config, tmp_path / "cut", console=QUIET)["history"] == result["history"]
-    assert_the_same_end((workdir, tmp_path / "cut"))
+    assert_the_same_end(workdir, tmp_path / "cut")
 
 
 def test_without_weight_it_is_the_labelled_images_alone(folder, tmp_path):
@@ -161,10 +161,8 @@ def test_what_cannot_be(folder, tmp_path, settings, words):
 
 def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(folder, tmp_path):
     """Three epochs of two updates are two passes of three over the unlabelled images."""
-    passes = train.run(config_of(folder, "fixmatch", select="last"), tmp_path / "a", console=QUIET)
+    train.run(config_of(folder, "fixmatch", select="last"), tmp_path / "a", console=QUIET)
     config = config_of(folder, "fixmatch", select="last", epochs=3, epoch_steps=2)
     cut = train.run(config, tmp_path / "b", console=QUIET)
     assert [row["step"] for row in cut["history"]] == [2, 4, 6]
-    assert cut["test"] == passes["test"]
-    for a, b in zip(*(flat(saved_variables(tmp_path / x, 6)) for x in "ab"), strict=True):
-        assert np.array_equal(a, b)
+    assert_the_same_end(tmp_path / "a", tmp_path / "b")
