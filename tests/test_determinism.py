@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def ran(folder, workdir, **overrides):
-    settings = {"epochs": 2, "pictures": False, "model__drop": 0.2} | overrides
+    settings = {"epochs": 2, "model__drop": 0.2} | overrides
     train.run(tiny.make_config(folder, **settings), workdir, console=QUIET)
     return workdir
 
