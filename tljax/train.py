@@ -427,7 +427,10 @@ class Trainer:
         """What evaluates a split, on kept features where there are any."""
         if split not in self.evaluators:
             feed = self.x.feed(split, features=self.kept and self.kept.splits.get(split))
-            self.evaluators[split] = feed, parallel_forward_step(self.x.forward_step(self.phase, feed))
+            # Splits differ in their batches, not in what is computed of them: one step serves all on the same inputs.
+            alike = [step for other, step in self.evaluators.values() if bool(other.features) == bool(feed.features)]
+            step = alike[0] if alike else parallel_forward_step(self.x.forward_step(self.phase, feed))
+            self.evaluators[split] = feed, step
         return self.evaluators[split]
 
     def logits(self, split: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The networks by name."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -89,14 +90,19 @@ def create_model(
 
 def init_variables(model: Network, key: jax.Array) -> dict[str, Any]:
     """Fresh `{'params': ..., 'batch_stats': ...}`; the second is empty for a network without batch norm."""
-    # It runs once: to optimise its code takes seconds, and saves none.
-    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    return _collections(init(key, _images()))
+    return _collections(_init(model)(key, _images()))
 
 
 def variable_shapes(model: Network) -> dict[str, Any]:
     """`init_variables` as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    return _collections(jax.eval_shape(model.init, jax.random.key(0), _images()))
+    return _collections(jax.eval_shape(_init(model), jax.random.key(0), _images()))
+
+
+@functools.lru_cache(maxsize=16)
+def _init(model: Network) -> Callable[..., Any]:
+    """A model's initialization, traced and compiled once for all runs of a process."""
+    # It runs once or twice: to optimize its code takes seconds, and saves none.
+    return jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _images() -> jax.Array:
