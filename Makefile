@@ -5,13 +5,46 @@ PROCESSES ?= 2
 FUZZ_SECONDS ?= 1800
 TORTURE_KILLS ?= 50
 
-.PHONY: demo test lint bench torture fuzz docs clean
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
+# Whole runs of real networks: compiled as users' are, which takes ten times as long as what other tests do with.
+OPTIMIZED = TLJAX_TEST_OPTIMIZED=1 $(PYTEST)
+FAST = not slow and not real_data and not peer and not studies and not browser and not notebooks
+
+.PHONY: demo test test-one test-devices test-slow test-real test-studies test-browser test-notebooks test-peer test-all
+.PHONY: lint bench torture fuzz docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
 
-test: .venv/installed
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+# What needs no real data, no peer, no browser and no minutes.
+test: test-one test-devices
+
+test-one: .venv/installed
+	$(PYTEST) -m '$(FAST) and not devices' $(ARGS)
+
+test-devices: .venv/installed
+	TLJAX_TEST_DEVICES=4 $(PYTEST) -m '$(FAST) and devices' $(ARGS)
+
+test-slow: .venv/installed
+	$(PYTEST) -m 'slow and not real_data' $(ARGS)
+
+test-real: .venv/installed
+	$(OPTIMIZED) -m 'real_data and not peer' $(ARGS)
+
+test-studies: .venv/installed
+	$(PYTEST) -n 0 -m studies $(ARGS)
+
+test-browser: .venv/browser
+	$(PYTEST) -n 0 -m browser $(ARGS)
+
+test-notebooks: .venv/docs
+	$(PYTEST) -n 1 -m notebooks $(ARGS)
+
+test-peer: .venv/peer
+	$(OPTIMIZED) -m peer $(ARGS)
+
+test-all: test test-slow test-real test-studies test-browser test-notebooks test-peer
 
 # Beside PyTorch; 33 minutes on 2 quiet cores.
 bench: .venv/peer
@@ -38,27 +71,29 @@ lint: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	  || { echo "tljax needs Python 3.11 to 3.13: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(INSTALL) --editable '.[$(EXTRAS)]'
 	touch $@
 
-# torchvision's compiled operators do not load beside a torch without CUDA; nothing here needs them.
+# By pip, which is led to a build without CUDA where there is one. torchvision's compiled operators do not load beside
+# such a torch; nothing here needs them.
 .venv/peer: .venv/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),ray,mlflow,wandb]'
+	$(INSTALL) --editable '.[$(EXTRAS),ray,mlflow,wandb]'
 	touch $@
 
 .venv/fuzz: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt atheris
+	$(INSTALL) --editable '.[$(EXTRAS),fuzz]'
 	touch $@
 
 .venv/docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),docs]'
+	$(INSTALL) --editable '.[$(EXTRAS),docs]'
 	touch $@
 
 # Its tests start the system's Chromium (apt-get install chromium), or that of TLJAX_CHROMIUM.
 .venv/browser: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),browser]'
+	$(INSTALL) --editable '.[$(EXTRAS),browser]'
 	touch $@
 
 clean:
