@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+DEVICES = "--xla_force_host_platform_device_count"
+QUICK = "TLJAX_TEST_OPTIMIZED" not in os.environ
+# A run of seconds on `tiny.make_folder`'s pictures: what `tiny.make_config` has, for a command line.
+TINY = {
+    "data.split": "50/25/25", "data.resize": 40, "data.size": 32, "model.weights": "None", "model.width": 4,
+    "model.blocks": "(1,1)", "transfer.train": "all", "epochs": 3, "batch_size": 8, "optimizer.lr": 3e-3,
+    "augment.crop": "center", "pictures": False, "trackers": "()",
+}  # fmt: skip
 
 
 def command(config: str, workdir: Path, overrides: dict[str, Any], *flags: str) -> list[str]:
@@ -27,10 +35,12 @@ def start(config: str, workdir: Path, overrides: dict[str, Any], *flags: str, de
     )  # fmt: skip
 
 
-def environment(*, devices: int = 1, **more: str) -> dict[str, str]:
-    """This process's environment with so many fake CPU devices."""
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", **more}
+def environment(*, devices: int = 1, quick: bool = QUICK, **more: str) -> dict[str, str]:
+    """This process's environment with so many fake CPU devices; not `quick`, programs are compiled as users' are."""
+    flags = [f"{DEVICES}={devices}"]
+    if quick:
+        flags += [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith(DEVICES)]
+    return {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu", **more}
 
 
 def run(config: str, workdir: Path, overrides: dict[str, Any], *, devices: int = 1,

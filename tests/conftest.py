@@ -1,33 +1,101 @@
-"""Strict JAX on four fake CPU devices, and the real data where it is."""
+"""Strict JAX on one CPU device, programs that compile quickly, and the real data where it is.
 
+Tests marked `devices` need four: they run where `TLJAX_TEST_DEVICES=4` is set, and are skipped by name elsewhere.
+"""
+
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+ROOT = Path(__file__).resolve().parents[1]
+DEVICES = int(os.environ.get("TLJAX_TEST_DEVICES", "1"))
+COMPILED = ROOT / "build" / "compiled"
+MOST_COMPILED = 2 << 30  # bytes of compiled programs that are kept
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# A program that several tests run is compiled once; the processes of one pytest and the commands they start share it.
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["TLJAX_CACHE"] = tempfile.mkdtemp(prefix="tljax-tests-")
-# One that is given outlives them, as CI has it for its stages.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["TLJAX_CACHE"] + "/xla")
+# A program that several tests run is compiled once and kept: JAX finds it by its code, jaxlib's version and the flags.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["MALLOC_ARENA_MAX"] = "8"  # in place of what `tune_cpu` has the C library do, which compiles more slowly
 
-from tljax.machine import choose_libraries, forget_programs
+from tests.commands import QUICK  # noqa: E402
+from tljax.machine import compile_quickly, forget_programs, tune_cpu  # noqa: E402
 
-choose_libraries()  # what a user's run computes with
+# What users compute with takes five times as long to compile; TLJAX_TEST_OPTIMIZED asks for it.
+compile_quickly() if QUICK else tune_cpu()
 
+import filelock  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from tests import tiny  # noqa: E402
+from tljax import train  # noqa: E402
+from tljax.report.console import make_console  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Python would go through all that JAX and its programs keep again and again: a tenth of the time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 # Every run draws other examples, on CI too: what is found is printed in a form that repeats it, and nothing is timed.
 settings.register_profile("short", max_examples=40, deadline=None, derandomize=False, print_blob=True)
 settings.register_profile("wide", settings.get_profile("short"), max_examples=2000)  # --hypothesis-profile=wide
 settings.load_profile("short")
+
+
+def forget_compiled() -> None:
+    """Throws compiled programs away when there are many: most are of code that has changed since."""
+    if COMPILED.is_dir() and sum(path.stat().st_size for path in COMPILED.iterdir()) > MOST_COMPILED:
+        shutil.rmtree(COMPILED, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """(name, function of a path) -> a folder that is made once for all workers; whoever gets it only reads it."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "once"
+    root.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], Any]) -> Path:
+        with filelock.FileLock(root / f"{name}.lock"):
+            if not (root / f"{name}.made").exists():
+                shutil.rmtree(root / name, ignore_errors=True)
+                make(root / name)
+                (root / f"{name}.made").touch()
+        return root / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def photos(once):
+    """A folder of 24 small pictures in each of three classes."""
+    return once("photos", tiny.make_folder)
+
+
+# These name the folder once more, since some files have `photos` of their own.
+@pytest.fixture(scope="session")
+def finished(once):
+    """The folder of a finished run over `photos`, of three epochs, with pictures."""
+    config = tiny.make_config(once("photos", tiny.make_folder), pictures=True)
+    return once("run", lambda workdir: train.run(config, workdir, console=make_console(quiet=True)))
+
+
+@pytest.fixture(scope="session")
+def one_logit(once):
+    """The folder of a finished run over two of the classes, blue and red, whose head has one output."""
+    photos = once("photos", tiny.make_folder)
+    pair = once("pair", lambda folder: shutil.copytree(photos, folder, ignore=shutil.ignore_patterns("green")))
+    config = tiny.make_config(pair, loss__name="sigmoid", epochs=4)
+    return once("one-logit", lambda workdir: train.run(config, workdir, console=make_console(quiet=True)))
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +107,8 @@ def shared() -> Path:
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
+    if QUICK:
+        pytest.fail("tests of real data want programs that run quickly: TLJAX_TEST_OPTIMIZED=1, or make test-real")
     return folder
 
 
@@ -63,6 +133,11 @@ def x64():
         yield
 
 
+def pytest_runtest_setup(item):
+    if "devices" in item.keywords and DEVICES < 4:
+        pytest.skip("needs four fake devices: TLJAX_TEST_DEVICES=4, or make test-devices")
+
+
 @pytest.fixture(autouse=True)
 def few_programs():
     """Compiled programs of many tests must not fill the process's table of mappings."""
@@ -72,4 +147,5 @@ def few_programs():
 
 def pytest_unconfigure():
     if "PYTEST_XDIST_WORKER" not in os.environ:
+        forget_compiled()
         shutil.rmtree(os.environ["TLJAX_CACHE"], ignore_errors=True)

@@ -19,11 +19,6 @@ SIZE = {"resize": 40, "size": 32}
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
 def config(photos):
     return tljax.config({"source": f"folder:{photos}", **SIZE}, **SMALL)
 

@@ -2,7 +2,7 @@
 
 import json
 
-from tests import commands, tiny
+from tests import commands
 
 # Found first by Python, hides the packages from every import and from find_spec alike.
 HIDE = """
@@ -18,13 +18,10 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
 """
 
 
-def test_training_needs_no_tensorflow(tmp_path):
+def test_training_needs_no_tensorflow(photos, tmp_path):
     (tmp_path / "hide").mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(HIDE)
-    folder = tiny.make_folder(tmp_path / "photos")
-    overrides = {"data.source": f"folder:{folder}", "data.split": "50/25/25", "data.resize": 40, "data.size": 32,
-                 "model.weights": "None", "model.width": 4, "model.blocks": "(1,1)", "transfer.train": "all",
-                 "epochs": 1}  # fmt: skip
+    overrides = commands.TINY | {"data.source": f"folder:{photos}", "epochs": 1, "trackers": "('tensorboard',)"}
     found = commands.run("configs/folder.py", tmp_path / "run", overrides, PYTHONPATH=str(tmp_path / "hide"))
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("TensorBoard is off") == 1

@@ -1,6 +1,5 @@
 """Whatever a user can get wrong: one line, exit status 2, no traceback, nothing lost."""
 
-import os
 import subprocess
 import sys
 
@@ -155,21 +154,16 @@ def test_weights_of_another_network(photos, tmp_path, capsys, shared):
     assert "resnet18" in err
 
 
-def test_no_weights_and_no_network_says_where_to_put_which_file(photos, tmp_path):
-    environment = {
-        "TLJAX_CACHE": str(tmp_path / "cache"),
-        "TORCH_HOME": str(tmp_path / "torch"),
-        "TLJAX_WEIGHTS_URL": "http://127.0.0.1:9/",
-    }
-    found = subprocess.run(
-        [sys.executable, "-m", "tljax.main", "--config", FOLDER, f"--config.data.source=folder:{photos}",
-         f"--workdir={tmp_path / 'run'}"],
-        capture_output=True, text=True, check=False, env={**os.environ, **environment},
-    )  # fmt: skip
-    assert found.returncode == 2
-    assert found.stderr.count("\n") == 1, found.stderr
-    assert "resnet18-f37072fd.pth" in found.stderr
-    assert str(tmp_path / "cache") in found.stderr
+def test_no_weights_and_no_network_says_where_to_put_which_file(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("TLJAX_WEIGHTS_URL", "http://127.0.0.1:9/")
+    words = ["main", "--config", FOLDER, f"--config.data.source=folder:{photos}", f"--workdir={tmp_path / 'run'}"]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    assert "resnet18-f37072fd.pth" in err
+    assert str(tmp_path / "cache") in err
 
 
 def test_help_shows_the_commands(capsys):

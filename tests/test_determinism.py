@@ -16,25 +16,20 @@ QUIET = make_console(quiet=True)
 KEPT = {"transfer__train": "head", "transfer__allow_fresh_frozen": True, "cache__views": 2}  # features of a frozen part
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-def ran(folder, workdir, **overrides):
+def ran(photos, workdir, **overrides):
     settings = {"epochs": 2, "model__drop": 0.2} | overrides
-    train.run(tiny.make_config(folder, **settings), workdir, console=QUIET)
+    train.run(tiny.make_config(photos, **settings), workdir, console=QUIET)
     return workdir
 
 
 @pytest.fixture(scope="module")
-def plain(folder, tmp_path_factory):
-    return ran(folder, tmp_path_factory.mktemp("runs") / "plain")
+def plain(photos, tmp_path_factory):
+    return ran(photos, tmp_path_factory.mktemp("runs") / "plain")
 
 
 @pytest.fixture(scope="module")
-def kept(folder, tmp_path_factory):
-    return ran(folder, tmp_path_factory.mktemp("runs") / "kept", **KEPT)
+def kept(photos, tmp_path_factory):
+    return ran(photos, tmp_path_factory.mktemp("runs") / "kept", **KEPT)
 
 
 @pytest.mark.parametrize(
@@ -43,16 +38,16 @@ def kept(folder, tmp_path_factory):
      {"data__placement": "device"}],
     ids=str,
 )  # fmt: skip
-def test_what_images_are_loaded_with_changes_no_bit(folder, plain, tmp_path, given):
-    same.check_same(ran(folder, tmp_path / "run", **given), plain)
+def test_what_images_are_loaded_with_changes_no_bit(photos, plain, tmp_path, given):
+    same.check_same(ran(photos, tmp_path / "run", **given), plain)
 
 
 @pytest.mark.parametrize("given", [{}, {"cache__memory_gb": 1e-7}, {"data__placement": "device"}], ids=str)
-def test_where_features_are_kept_changes_no_bit(folder, kept, tmp_path, given):
-    same.check_same(ran(folder, tmp_path / "run", **KEPT, **given), kept)
+def test_where_features_are_kept_changes_no_bit(photos, kept, tmp_path, given):
+    same.check_same(ran(photos, tmp_path / "run", **KEPT, **given), kept)
 
 
-def test_the_order_in_which_a_disk_lists_its_files_changes_no_bit(folder, plain, tmp_path, monkeypatch):
+def test_the_order_in_which_a_disk_lists_its_files_changes_no_bit(photos, plain, tmp_path, monkeypatch):
     listed = os.scandir
 
     @contextlib.contextmanager
@@ -61,14 +56,14 @@ def test_the_order_in_which_a_disk_lists_its_files_changes_no_bit(folder, plain,
             yield iter(sorted(entries, key=lambda entry: entry.name, reverse=True))
 
     monkeypatch.setattr("tljax.data.folder.os.scandir", backwards)
-    same.check_same(ran(folder, tmp_path / "run"), plain)
+    same.check_same(ran(photos, tmp_path / "run"), plain)
 
 
 @pytest.mark.slow
-def test_neither_hashes_nor_place_nor_time_zone_nor_language_change_a_bit(folder, tmp_path):
+def test_neither_hashes_nor_place_nor_time_zone_nor_language_change_a_bit(photos, tmp_path):
     """Rounds of pseudo-labels in processes of their own: names, draws and files pass through every kind of code."""
     overrides = {
-        "data.source": f"folder:{folder}", "data.split": "50/25/25", "data.resize": 40, "data.size": 32,
+        "data.source": f"folder:{photos}", "data.split": "50/25/25", "data.resize": 40, "data.size": 32,
         "model.weights": "None", "model.width": 4, "model.blocks": "(1,1)", "transfer.train": "all", "epochs": 2,
         "batch_size": 10, "data.labels": "25%", "semi.method": "pseudo_label", "semi.select": "top_per_class",
         "semi.share": 0.5, "augment.rand_ops": 1, "pictures": False,
@@ -99,10 +94,10 @@ def test_the_switch_for_gpus_is_one_flag_beside_others(monkeypatch, before):
     assert os.environ["XLA_FLAGS"].startswith(before)
 
 
-def test_a_gpu_that_was_told_too_late_or_otherwise_is_refused(folder, tmp_path, monkeypatch):
+def test_a_gpu_that_was_told_too_late_or_otherwise_is_refused(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # there is none here
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
     make_deterministic()  # leaves alone what the user has set
     with pytest.raises(UserError, match="XLA_FLAGS=--xla_gpu_deterministic_ops=true"):
-        ran(folder, tmp_path / "run", deterministic=True)
+        ran(photos, tmp_path / "run", deterministic=True)
     assert not (tmp_path / "run").exists()

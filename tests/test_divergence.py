@@ -21,11 +21,6 @@ from tljax.state import TrainState
 PHASES = "all@1@1e-3; all@2@1e30"
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("photos"))
-
-
 def strict(path):
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")

@@ -109,13 +109,8 @@ def test_the_diagram_of_a_network_that_is_always_right_or_wrong_is_drawn(tmp_pat
         assert image.width > 400
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-def test_a_run_tells_of_both_splits_and_draws_the_test(folder, tmp_path, capsys):
-    result = train.run(tiny.make_config(folder, epochs=1, pictures=True), tmp_path / "run")
+def test_a_run_tells_of_both_splits_and_draws_the_test(photos, tmp_path, capsys):
+    result = train.run(tiny.make_config(photos, epochs=1, pictures=True), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["calibration"] == result["calibration"]
     for split in ("validation", "test"):
         assert sum(b["correct"] for b in result["calibration"][split]["bins"]) == result[split]["correct"]
@@ -127,9 +122,9 @@ def test_a_run_tells_of_both_splits_and_draws_the_test(folder, tmp_path, capsys)
     assert sum(line.startswith("lowest by class, test: ") for line in lines) == 1
 
 
-def test_a_run_whose_training_diverged_ends(folder, tmp_path):
+def test_a_run_whose_training_diverged_ends(photos, tmp_path):
     config = tiny.make_config(
-        folder, epochs=2, optimizer__lr=1e30, optimizer__name="sgd", stop_at_nan=False, pictures=True
+        photos, epochs=2, optimizer__lr=1e30, optimizer__name="sgd", stop_at_nan=False, pictures=True
     )
     result = train.run(config, tmp_path / "run", console=QUIET)
     assert not np.isfinite(np.load(tmp_path / "run" / "predictions.npz")["test_logits"]).all()
@@ -138,8 +133,8 @@ def test_a_run_whose_training_diverged_ends(folder, tmp_path):
     assert sum(one["seen"] for one in result["by_class"]["test"].values()) == result["test"]["seen"]
 
 
-def test_members_have_their_own_and_the_table_stays_short(folder, tmp_path, capsys):
-    result = train.run(tiny.make_config(folder, epochs=1, population__lr=(1e-3, 1e-2), pictures=True), tmp_path / "run")
+def test_members_have_their_own_and_the_table_stays_short(photos, tmp_path, capsys):
+    result = train.run(tiny.make_config(photos, epochs=1, population__lr=(1e-3, 1e-2), pictures=True), tmp_path / "run")
     assert "calibration error" not in capsys.readouterr().out
     assert "calibration" not in result and "bins" not in json.dumps(result["members"])
     assert "without" not in result["duplicates"] and result["duplicates"]["test"]["train"]["images"] == 18

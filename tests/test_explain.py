@@ -1,29 +1,19 @@
 """What explains an answer is what its definition says."""
 
-import shutil
-
 import numpy as np
 import pytest
 
 from tests import tiny
-from tljax import explain, runs
+from tljax import explain
 from tljax.classifier import load
 from tljax.models import Pass
-from tljax.report.console import make_console
 
 CLASSES = np.array([0, 1, 2, 1])
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def classifier(photos, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    runs.run(tiny.make_config(photos, epochs=2), workdir, console=make_console(quiet=True))
-    return load(workdir)
+def classifier(finished):
+    return load(finished)
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +60,8 @@ def test_an_earlier_stage_has_finer_maps(classifier, squares):
     assert heat.shape == (4, 8, 8)
 
 
-def test_of_one_logit_each_side_is_explained(photos, tmp_path, squares):
-    two = tmp_path / "two"
-    shutil.copytree(photos, two, ignore=shutil.ignore_patterns("green"))
-    runs.run(tiny.make_config(two, epochs=1, loss__name="sigmoid"), tmp_path / "run", console=make_console(quiet=True))
-    run = explain.make_grad_cam(load(tmp_path / "run"))
+def test_of_one_logit_each_side_is_explained(one_logit, squares):
+    run = explain.make_grad_cam(load(one_logit))
     against, towards = (np.asarray(run(squares, np.full(4, side))[1]) for side in (0, 1))
     assert against.max() > 0 and towards.max() > 0
     assert (np.minimum(against, towards) == 0).all()

@@ -14,7 +14,7 @@ import safetensors
 
 from tests import tiny
 from tljax import classifier as classifiers
-from tljax import export, parity, portable, runs
+from tljax import export, parity, portable
 from tljax.classifier import Classifier, load
 from tljax.convert.names import to_torch
 from tljax.convert.pretrained import Preprocessing
@@ -47,18 +47,6 @@ TORCHVISION = {
     "squeezenet1_1 to stem": dict(name="squeezenet1_1", until="stem"),
     "squeezenet1_1 to fire6": dict(name="squeezenet1_1", until="fire6"),
 }
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "plain"
-    runs.run(tiny.make_config(photos, epochs=1), workdir, console=QUIET)
-    return workdir
 
 
 def untrained(*, outputs=3, side=65, **options):

@@ -188,11 +188,8 @@ def test_pictures_of_ones_own_and_the_layers_by_name(finished, photos, tmp_path,
     assert look.main([str(finished), str(tmp_path / "no.jpg"), "--out", str(tmp_path / "none")]) == 1
 
 
-def test_of_two_classes_and_one_logit(photos, tmp_path):
-    two = tmp_path / "two"
-    shutil.copytree(photos, two, ignore=shutil.ignore_patterns("<*"))
-    workdir = tmp_path / "run"
-    runs.run(tiny.make_config(two, epochs=1, loss__name="sigmoid", pictures=False), workdir, console=QUIET)
+def test_of_two_classes_and_one_logit(one_logit, tmp_path):
+    workdir = shutil.copytree(one_logit, tmp_path / "run")
     assert look.main([str(workdir), "--pictures", "2", "--near", "1", "--maps", "stem"]) == 0
     found, (_, labels, logits) = json.loads((workdir / "look/look.json").read_text()), kept(workdir)
     answers = (logits[:, 0] > 0).astype(int)

@@ -105,6 +105,7 @@ def forward_on(devices, kept):
     return run if devices > 1 else lambda *arguments: np.asarray(run(*arguments))
 
 
+@pytest.mark.devices
 @FEW
 @given(st.sampled_from([1, 2, 3, 5, 7, 12, 19]), st.integers(1, 8), st.integers(1, 4), st.booleans(), st.data())
 def test_an_evaluation_is_that_of_all_images_at_once(count, batch_size, devices, kept, data):
@@ -147,6 +148,7 @@ def train_on(devices, parts):
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), devices=jax.devices()[:devices]), on(devices, state)
 
 
+@pytest.mark.devices
 @FEW
 @given(
     st.integers(1, 20), st.integers(1, 8), st.integers(1, 4), st.integers(1, 2), st.integers(0, 1), st.booleans(),

@@ -1,16 +1,13 @@
 """Kept features and populations: the same numbers as plain single runs, for less."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from tests import tiny
+from tests import commands, tiny
 from tljax import features, inspect, train
 from tljax.checkpoint import saved_steps, saved_variables
 from tljax.errors import UserError
@@ -21,30 +18,22 @@ QUIET = Console(quiet=True)
 PLAIN = {"augment__crop": "center", "augment__flip": False}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def pretrained(folder, tmp_path_factory):
+@pytest.fixture
+def pretrained(finished):
     """A finished run to start from, so that a frozen prefix is not random."""
-    workdir = tmp_path_factory.mktemp("pretrained") / "run"
-    train.run(tiny.make_config(folder, epochs=1), workdir, console=QUIET)
-    return workdir
+    return finished
 
 
-@pytest.fixture(scope="module")
-def squeezed(folder, tmp_path_factory):
+@pytest.fixture(scope="session")
+def squeezed(once, photos):
     """The same of a SqueezeNet, whose head has dropout, cut short."""
-    workdir = tmp_path_factory.mktemp("squeezed") / "run"
-    train.run(squeezenet(folder, model__weights="None", transfer__train="all"), workdir, console=QUIET)
-    return workdir
+    config = squeezenet(photos, model__weights="None", transfer__train="all")
+    return once("squeezed", lambda workdir: train.run(config, workdir, console=QUIET))
 
 
-def squeezenet(folder, **overrides):
+def squeezenet(photos, **overrides):
     name = {"model__name": "squeezenet1_1", "model__width": None, "model__blocks": None, "model__until": "fire2"}
-    return tiny.make_config(folder, **(name | {"epochs": 1} | overrides))
+    return tiny.make_config(photos, **(name | {"epochs": 1} | overrides))
 
 
 def leaves(workdir, step):
@@ -64,12 +53,12 @@ CACHED_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CACHED_CASES)
-def test_features_that_are_kept_change_nothing(case, folder, pretrained, tmp_path, x64):
+@pytest.mark.parametrize("case", tiny.quick_first(CACHED_CASES, "last stage", "in parts, on the devices"))
+def test_features_that_are_kept_change_nothing(case, photos, pretrained, tmp_path, x64):
     found = []
     for cache in ("auto", "off"):
         config = tiny.make_config(
-            folder, model__dtype="float64", model__weights=str(pretrained), cache__features=cache, epochs=2,
+            photos, model__dtype="float64", model__weights=str(pretrained), cache__features=cache, epochs=2,
             **PLAIN, **CACHED_CASES[case],
         )  # fmt: skip
         result = train.run(config, tmp_path / cache, console=QUIET)
@@ -81,11 +70,11 @@ def test_features_that_are_kept_change_nothing(case, folder, pretrained, tmp_pat
     assert found[0][1]["test"]["correct"] == found[1][1]["test"]["correct"]
 
 
-def test_dropout_draws_the_same_over_kept_features(folder, squeezed, tmp_path, x64):
+def test_dropout_draws_the_same_over_kept_features(photos, squeezed, tmp_path, x64):
     found = []
     for cache in ("auto", "off"):
         config = squeezenet(
-            folder, model__dtype="float64", model__weights=str(squeezed), transfer__train="head",
+            photos, model__dtype="float64", model__weights=str(squeezed), transfer__train="head",
             cache__features=cache, **PLAIN,
         )  # fmt: skip
         result = train.run(config, tmp_path / cache, console=QUIET)
@@ -93,7 +82,7 @@ def test_dropout_draws_the_same_over_kept_features(folder, squeezed, tmp_path, x
     agree(*found, 1e-10)
 
 
-def test_views_are_those_of_the_first_epochs(folder, pretrained, tmp_path, x64):
+def test_views_are_those_of_the_first_epochs(photos, pretrained, tmp_path, x64):
     """With as many views as epochs, training is that without a cache; the file gives what memory gives."""
     found = []
     for name, options in {
@@ -102,7 +91,7 @@ def test_views_are_those_of_the_first_epochs(folder, pretrained, tmp_path, x64):
         "file": {"cache__views": 2, "cache__memory_gb": 1e-9},
     }.items():
         config = tiny.make_config(
-            folder, model__dtype="float64", model__weights=str(pretrained), transfer__train="head", epochs=2, **options
+            photos, model__dtype="float64", model__weights=str(pretrained), transfer__train="head", epochs=2, **options
         )
         result = train.run(config, tmp_path / name, console=QUIET)
         found.append(leaves(tmp_path / name, result["history"][-1]["step"]))
@@ -113,11 +102,11 @@ def test_views_are_those_of_the_first_epochs(folder, pretrained, tmp_path, x64):
     assert not list((tmp_path / "file").glob("features-*"))  # a finished run needs them no more
 
 
-def test_features_of_half_precision_are_kept_in_a_file(folder, pretrained, tmp_path):
+def test_features_of_half_precision_are_kept_in_a_file(photos, pretrained, tmp_path):
     found = []
     for name, size in (("memory", 0.0), ("file", 1e-9)):
         config = tiny.make_config(
-            folder, model__dtype="bfloat16", model__weights=str(pretrained), transfer__train="head", epochs=2,
+            photos, model__dtype="bfloat16", model__weights=str(pretrained), transfer__train="head", epochs=2,
             cache__memory_gb=size, **PLAIN,
         )  # fmt: skip
         result = train.run(config, tmp_path / name, console=QUIET)
@@ -138,46 +127,46 @@ def test_a_damaged_file_of_features_is_not_used(tmp_path):
     assert features.reopen(file, "k", np.float32) is None
 
 
-def test_a_full_disk_ends_no_run_that_can_do_without_features(folder, pretrained, tmp_path, monkeypatch):
+def test_a_full_disk_ends_no_run_that_can_do_without_features(photos, pretrained, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(features.os, "posix_fallocate", full, raising=False)
     options = {"model__weights": str(pretrained), "transfer__train": "head", "epochs": 1, "cache__memory_gb": 1e-9}
-    result = train.run(tiny.make_config(folder, **options, **PLAIN), tmp_path / "run", console=QUIET)
+    result = train.run(tiny.make_config(photos, **options, **PLAIN), tmp_path / "run", console=QUIET)
     assert result["features"] is None
     with pytest.raises(UserError, match="No space left on device; make room"):
-        train.run(tiny.make_config(folder, cache__views=1, **options), tmp_path / "views", console=QUIET)
+        train.run(tiny.make_config(photos, cache__views=1, **options), tmp_path / "views", console=QUIET)
 
 
 @pytest.mark.parametrize("options", [{"cache__features": "off"}, {"transfer__train": "all"}, {"augment__copies": 1}])
-def test_views_that_could_not_be_kept_are_refused(folder, pretrained, tmp_path, options):
+def test_views_that_could_not_be_kept_are_refused(photos, pretrained, tmp_path, options):
     settings = {"model__weights": str(pretrained), "transfer__train": "head", "cache__views": 2} | options
     with pytest.raises(UserError, match=r"cache\.views"):
-        train.run(tiny.make_config(folder, **settings), tmp_path / "run", console=QUIET)
+        train.run(tiny.make_config(photos, **settings), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_told_of_features_survives_a_lost_ending(folder, pretrained, tmp_path):
+def test_what_is_told_of_features_survives_a_lost_ending(photos, pretrained, tmp_path):
     """Stopped between its last checkpoint and result.json, a run still says what it trained on."""
-    config = tiny.make_config(folder, model__weights=str(pretrained), transfer__train="head", epochs=1, **PLAIN)
+    config = tiny.make_config(photos, model__weights=str(pretrained), transfer__train="head", epochs=1, **PLAIN)
     told = train.run(config, tmp_path / "run", console=QUIET)["features"]
     (tmp_path / "run" / "result.json").unlink()
     assert train.run(config, tmp_path / "run", console=QUIET)["features"] == told
 
 
-def test_what_the_plan_calls_fresh_is_not_loaded_however_it_is_written(folder, pretrained):
+def test_what_the_plan_calls_fresh_is_not_loaded_however_it_is_written(photos, pretrained):
     for text in ("layer2,head", "head,\tlayer2", " all ", "all"):
-        config = tiny.make_config(folder, model__weights=str(pretrained), transfer__fresh=text)
+        config = tiny.make_config(photos, model__weights=str(pretrained), transfer__fresh=text)
         experiment, _ = prepare(config, None, QUIET)
         assert {g.name for g in experiment.plans[0][0].groups if g.fresh} == set(experiment.origin["fresh"])
 
 
-def test_features_are_not_kept_where_something_random_reaches_them(folder, pretrained, tmp_path):
-    config = tiny.make_config(folder, model__weights=str(pretrained), transfer__train="head", epochs=1)
+def test_features_are_not_kept_where_something_random_reaches_them(photos, pretrained, tmp_path):
+    config = tiny.make_config(photos, model__weights=str(pretrained), transfer__train="head", epochs=1)
     assert train.run(config, tmp_path / "run", console=QUIET)["features"]["splits"] == ["val"]
     moving = tiny.make_config(
-        folder, model__weights=str(pretrained), transfer__train="head", transfer__bn="torch_frozen_params", epochs=1,
+        photos, model__weights=str(pretrained), transfer__train="head", transfer__bn="torch_frozen_params", epochs=1,
         **PLAIN,
     )  # fmt: skip
     assert train.run(moving, tmp_path / "moving", console=QUIET)["features"] is None
@@ -198,12 +187,12 @@ POPULATIONS = {
 }
 
 
-@pytest.mark.parametrize("case", POPULATIONS)
-def test_each_member_ends_where_its_own_single_run_would(case, folder, pretrained, tmp_path, x64):
+@pytest.mark.parametrize("case", tiny.quick_first(POPULATIONS, "optimizers", "stages"))
+def test_each_member_ends_where_its_own_single_run_would(case, photos, pretrained, tmp_path, x64):
     options, axes = POPULATIONS[case]
     tolerance = 1e-10 if PLAIN.items() <= options.items() else 1e-6  # random crops are sampled in float32
     config = tiny.make_config(
-        folder, model__dtype="float64", model__weights=str(pretrained), epochs=2, **options,
+        photos, model__dtype="float64", model__weights=str(pretrained), epochs=2, **options,
         **{f"population__{axis}": values for axis, values in axes.items()},
     )  # fmt: skip
     together = train.run(config, tmp_path / "all", console=QUIET)
@@ -227,10 +216,10 @@ def test_each_member_ends_where_its_own_single_run_would(case, folder, pretraine
         assert written["config"] == json.loads(json.dumps(alone["config"]))
 
 
-def test_a_population_that_was_interrupted_goes_on_as_if_it_had_not_been(folder, pretrained, tmp_path, monkeypatch):
+def test_a_population_that_was_interrupted_goes_on_as_if_it_had_not_been(photos, pretrained, tmp_path, monkeypatch):
     def config(epochs):
         return tiny.make_config(
-            folder,
+            photos,
             model__weights=str(pretrained),
             transfer__train="head",
             epochs=epochs,
@@ -256,7 +245,7 @@ def test_a_population_that_was_interrupted_goes_on_as_if_it_had_not_been(folder,
     assert again["members"] == whole["members"]
     assert inspect.main([str(tmp_path / "cut")]) == 0
     with pytest.raises(UserError, match="folder of a population"):
-        train.run(tiny.make_config(folder, model__weights=str(tmp_path / "cut")), tmp_path / "next", console=QUIET)
+        train.run(tiny.make_config(photos, model__weights=str(tmp_path / "cut")), tmp_path / "next", console=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -271,13 +260,14 @@ def test_a_population_that_was_interrupted_goes_on_as_if_it_had_not_been(folder,
         (dict(data__placement="moon"), "auto, host, device"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_starts(options, words, folder, tmp_path):
+def test_what_cannot_be_is_said_before_anything_starts(options, words, photos, tmp_path):
     with pytest.raises(UserError, match=words):
-        train.run(tiny.make_config(folder, **options), tmp_path / "run", console=QUIET)
+        train.run(tiny.make_config(photos, **options), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
 
 
-def test_nothing_is_compiled_after_the_first_epoch(folder, pretrained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [{}, pytest.param({"population__lr": (1e-3, 2e-3)}, marks=pytest.mark.slow)])
+def test_nothing_is_compiled_after_the_first_epoch(photos, pretrained, tmp_path, monkeypatch, options):
     counts, compiled = [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None
@@ -286,23 +276,17 @@ def test_nothing_is_compiled_after_the_first_epoch(folder, pretrained, tmp_path,
     monkeypatch.setattr(
         train.Trainer, "log", lambda self, rows, writer: (log(self, rows, writer), counts.append(len(compiled)))
     )
-    for name, options in {"single": {}, "population": {"population__lr": (1e-3, 2e-3)}}.items():
-        counts.clear()
-        config = tiny.make_config(folder, model__weights=str(pretrained), epochs=4, **options)
-        train.run(config, tmp_path / name, console=QUIET)
-        assert counts[0] > 0
-        assert counts[1] - counts[0] <= 3  # what closes an epoch and what saves it ran for the first time
-        assert counts[1] == counts[-1]
+    config = tiny.make_config(photos, model__weights=str(pretrained), epochs=4, **options)
+    train.run(config, tmp_path / "run", console=QUIET)
+    assert counts[0] > 0
+    assert counts[1] - counts[0] <= 3  # what closes an epoch and what saves it ran for the first time
+    assert counts[1] == counts[-1]
 
 
-def test_a_population_on_the_command_line(folder, tmp_path):
-    command = [
-        sys.executable, "-m", "tljax.main", "--config=configs/folder.py", f"--config.data.source=folder:{folder}",
-        "--config.model.weights=None", "--config.model.width=4", "--config.model.blocks=(1,1)", "--config.data.size=32",
-        "--config.transfer.train=all", "--config.epochs=1", "--config.population.lr=(1e-4, 1e-3)",
-        f"--workdir={tmp_path / 'run'}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
+@pytest.mark.slow
+def test_a_population_on_the_command_line(photos, tmp_path):
+    overrides = {"data.source": f"photos:{photos}", "epochs": 1, "population.lr": "(1e-4, 1e-3)"}
+    done = commands.run("configs/folder.py", tmp_path / "run", commands.TINY | overrides)
     assert done.returncode == 0, done.stderr
     assert "validation's choice" in done.stdout
     assert "2 members" in done.stdout

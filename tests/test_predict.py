@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import tiny
+from tests import commands, tiny
 from tljax import predict, runs
 from tljax.classifier import load
 from tljax.errors import UserError
@@ -24,18 +24,6 @@ from tljax.semi.labelling import log_probabilities
 
 QUIET = make_console(quiet=True)
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "plain"
-    runs.run(tiny.make_config(photos, epochs=2), workdir, console=QUIET)
-    return workdir
 
 
 def answers_kept(workdir):
@@ -82,11 +70,8 @@ def test_and_the_last_of_rounds(photos, tmp_path):
     np.testing.assert_allclose(logits_of(load(tmp_path / "run"), photos, names), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_of_one_logit_both_classes_have_a_probability(photos, tmp_path):
-    two = tmp_path / "two"
-    shutil.copytree(photos, two, ignore=shutil.ignore_patterns("green"))
-    runs.run(tiny.make_config(two, epochs=1, loss__name="sigmoid"), tmp_path / "run", console=QUIET)
-    (answer,) = ask(tmp_path / "run", two / "red/000.png")
+def test_of_one_logit_both_classes_have_a_probability(one_logit, photos):
+    (answer,) = ask(one_logit, photos / "red/000.png")
     assert {name for name, _ in answer.best} == {"blue", "red"}
     assert sum(share for _, share in answer.best) == pytest.approx(1)
 
@@ -170,14 +155,16 @@ def test_a_name_with_brackets_that_exists_is_a_file(tmp_path):
 def run(*arguments, stdin=b""):
     return subprocess.run(
         [sys.executable, "-m", "tljax.predict", *map(str, arguments)], input=stdin, capture_output=True, cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""}, check=False,
+        env=commands.environment(), check=False,
     )  # fmt: skip
 
 
 def test_standard_files_that_are_closed_are_empty(finished, photos):
     def closed(words):
         command = f"{shlex.quote(sys.executable)} -m tljax.predict {finished} {words}"
-        return subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False)
+        return subprocess.run(
+            command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False, env=commands.environment()
+        )
 
     found = closed("- <&-")
     words = "tljax: no pictures in standard input; name files, folders or patterns\n"
@@ -194,29 +181,38 @@ def test_standard_input_without_an_end_is_refused(monkeypatch):
             predict.read_stdin()
 
 
-def test_formats_and_exit_statuses(finished, photos, tmp_path):
+def said(capsys, *arguments):
+    """Exit status, standard output and standard error of the command, in this process."""
+    try:
+        status = predict.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse's
+        status = stop.code
+    return status, *capsys.readouterr()
+
+
+def test_formats_and_exit_statuses(finished, photos, tmp_path, capsys):
     broken = tmp_path / 'odd, "name".jpg'
     broken.write_bytes(b"no picture")
-    found = run(finished, photos / "red/000.png", broken, "--format", "jsonl")
-    assert found.returncode == 0
-    good, bad = map(json.loads, found.stdout.decode().splitlines())
+    status, out, err = said(capsys, finished, photos / "red/000.png", broken, "--format", "jsonl")
+    assert status == 0
+    good, bad = map(json.loads, out.splitlines())
     assert [set(one) for one in good["top"]] == [{"class", "probability"}] * 3
     assert bad == {"file": str(broken), "error": bad["error"]}
-    assert found.stderr.decode().splitlines()[-1] == "tljax: 1 of 2 pictures could not be read"
+    assert err.splitlines()[-1] == "tljax: 1 of 2 pictures could not be read"
     found = run(finished, "-", "--format", "csv", "--top", "1", stdin=f"{photos / 'red/000.png'}\n{broken}\n".encode())
     rows = list(csv.DictReader(io.StringIO(found.stdout.decode())))
     assert rows[0]["class_1"] in tiny.CLASSES and float(rows[0]["probability_1"]) > 1 / 3
     assert (rows[1]["file"], rows[1]["class_1"], rows[1]["error"] != "") == (str(broken), "", True)
-    assert run(finished, broken).returncode == 1
+    assert said(capsys, finished, broken)[0] == 1
     for arguments, words in (
         ((photos, photos / "red/000.png"), "is not the folder of a finished run: it has no result.json"),
         ((finished, "nothing*"), "'nothing*' matches no file"),
         ((finished, photos, "--top", "0"), "--top=0 is not a positive number"),
         ((finished, photos, "--format", "xml"), "invalid choice"),
     ):
-        found = run(*arguments)
-        assert found.returncode == 2
-        (line,) = found.stderr.decode().splitlines()
+        status, _, err = said(capsys, *arguments)
+        assert status == 2
+        (line,) = err.splitlines()
         assert line.startswith("tljax: ") and words in line
 
 
@@ -224,7 +220,7 @@ def test_a_reader_that_has_enough_ends_it_without_a_word(finished, photos):
     asked = f"{sys.executable} -m tljax.predict {finished} {photos} {photos} {photos} --batch 1 --format csv"
     found = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{asked} | head -n 1"], capture_output=True, cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""}, check=False,
+        env=commands.environment(), check=False,
     )  # fmt: skip
     assert found.stdout.startswith(b"file,class_1") and found.stderr == b""
     assert found.returncode in (0, 128 + signal.SIGPIPE)  # 0 where the pipe took all of it

@@ -21,11 +21,9 @@ from tljax.errors import UserError
 from tljax.keeper import tell
 
 FOLDER = "configs/folder.py"
-OVERRIDES = {
-    "data.split": "50/25/25", "data.resize": 40, "data.size": 32, "model.weights": "None", "model.width": 4,
-    "model.blocks": "(1,1)", "transfer.train": "all", "epochs": 2, "batch_size": 10, "optimizer.name": "sgd",
-    "optimizer.lr": 0.01, "cross_replica_bn": True, "accumulate": 1, "pictures": False,
-    "augment.crop": "center", "model.dtype": "float64",
+OVERRIDES = commands.TINY | {
+    "epochs": 2, "batch_size": 10, "optimizer.name": "sgd", "optimizer.lr": 0.01, "cross_replica_bn": True,
+    "accumulate": 1, "model.dtype": "float64",
 }  # fmt: skip
 LONGER = {"epochs": 16}
 MINUTE = 60.0  # in which the others end when one is killed

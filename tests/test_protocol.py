@@ -17,14 +17,9 @@ from tljax.steps import example_keys
 QUIET = make_console(quiet=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-def test_augmented_copies_stand_beside_plain_images(folder):
+def test_augmented_copies_stand_beside_plain_images(photos):
     """An epoch has every image plain and its copies, each with a key of its own."""
-    config = tiny.make_config(folder, augment__copies=2, augment__crop="random_resized", batch_size=10)
+    config = tiny.make_config(photos, augment__copies=2, augment__crop="random_resized", batch_size=10)
     experiment, _ = prepare(config, None, QUIET)
     feed = experiment.feed("train", training=True)
     count, images = len(experiment.data.splits["train"]), len(experiment.data.source.names)
@@ -43,8 +38,8 @@ def test_augmented_copies_stand_beside_plain_images(folder):
     assert all((a != b).any() for a, b in zip(found[~first], plain[~first], strict=True))
 
 
-def test_a_run_with_copies_counts_them(folder, tmp_path):
-    config = tiny.make_config(folder, augment__copies=1, epochs=2, transfer__train="head", transfer__fresh="all",
+def test_a_run_with_copies_counts_them(photos, tmp_path):
+    config = tiny.make_config(photos, augment__copies=1, epochs=2, transfer__train="head", transfer__fresh="all",
                               transfer__allow_fresh_frozen=True)  # fmt: skip
     result = train.run(config, tmp_path / "run", console=QUIET)
     assert result["best_step"] in (9, 18)  # 36 images twice, in batches of 8
@@ -52,10 +47,10 @@ def test_a_run_with_copies_counts_them(folder, tmp_path):
 
 
 @pytest.mark.parametrize("population", [(), (1e-4, 3e-3)])
-def test_the_last_epoch_may_be_the_one_that_is_tested(folder, tmp_path, population):
+def test_the_last_epoch_may_be_the_one_that_is_tested(photos, tmp_path, population):
     """The test is that of a run whose best epoch is its last: one without validation."""
     options = {"population__lr": population, "epochs": 2}
-    last = train.run(tiny.make_config(folder, select="last", **options), tmp_path / "last", console=QUIET)
+    last = train.run(tiny.make_config(photos, select="last", **options), tmp_path / "last", console=QUIET)
     ends = last["members"] if population else [last]
     for m, result in enumerate(ends):
         assert result["best_step"] == 2 * 5
@@ -66,8 +61,8 @@ def test_the_last_epoch_may_be_the_one_that_is_tested(folder, tmp_path, populati
         assert result["validation"]["accuracy"] == result["validation"]["last_epoch"]["accuracy"]
 
 
-def test_choosing_by_the_test_images_is_for_studies_alone_and_flagged(folder, tmp_path):
-    config = tiny.make_config(folder, select="test", optimizer__lr=1e-2)
+def test_choosing_by_the_test_images_is_for_studies_alone_and_flagged(photos, tmp_path):
+    config = tiny.make_config(photos, select="test", optimizer__lr=1e-2)
     with pytest.raises(UserError, match="select='test' would choose the epoch by the images it is tested on"):
         train.run(config, tmp_path / "run", console=QUIET)
     result = train.run(config, tmp_path / "run", console=QUIET, look_at_test=True)
@@ -80,27 +75,27 @@ def test_choosing_by_the_test_images_is_for_studies_alone_and_flagged(folder, tm
     assert result["test"]["correct"] == honest["test_correct"]
 
 
-def test_a_head_with_more_outputs_than_classes(folder, tmp_path):
-    config = tiny.make_config(folder, model__outputs=1000, epochs=1)
+def test_a_head_with_more_outputs_than_classes(photos, tmp_path):
+    config = tiny.make_config(photos, model__outputs=1000, epochs=1)
     result = train.run(config, tmp_path / "run", console=QUIET)
     assert np.load(tmp_path / "run" / "predictions.npz")["test_logits"].shape == (18, 1000)
     assert result["plan"][0][-1]["parameters"] == 1000 * 9  # 8 channels and a bias
     with pytest.raises(UserError, match=r"model.outputs=2 does not fit loss.name=softmax on 3 classes; it needs 3"):
-        train.run(tiny.make_config(folder, model__outputs=2), tmp_path / "few", console=QUIET)
+        train.run(tiny.make_config(photos, model__outputs=2), tmp_path / "few", console=QUIET)
 
 
-def test_normalising_by_the_training_images(folder, tmp_path):
-    config = tiny.make_config(folder, data__normalize="dataset", epochs=1)
+def test_normalising_by_the_training_images(photos, tmp_path):
+    config = tiny.make_config(photos, data__normalize="dataset", epochs=1)
     found = train.run(config, tmp_path / "run", console=QUIET)["preprocessing"]
     assert found["mean"] != [0.485, 0.456, 0.406]
     assert 0.3 < min(found["mean"]) <= max(found["mean"]) < 0.5  # noise of 0 to 199 of 255, and tints
     assert 0.2 < min(found["std"]) <= max(found["std"]) < 0.26
-    given = tiny.make_config(folder, data__normalize="dataset", data__mean=(0.5, 0.5, 0.5), epochs=1)
+    given = tiny.make_config(photos, data__normalize="dataset", data__mean=(0.5, 0.5, 0.5), epochs=1)
     assert train.run(given, tmp_path / "given", console=QUIET)["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_only_training_images_are_cut_to_their_boxes(folder):
-    config = tiny.make_config(folder).data
+def test_only_training_images_are_cut_to_their_boxes(photos):
+    config = tiny.make_config(photos).data
     listed = load.open_data(config, seed=0)
     source, splits = listed.source, listed.splits
     boxes = np.tile(np.array([0, 0, 0.5, 1], np.float32), (len(source), 1))

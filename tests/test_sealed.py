@@ -18,11 +18,6 @@ FINAL = {"the final test": 1}
 TIMES = {"seconds", "first_step", "clocks", "features"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
 def settings_of(name):
     few = {"data__labels": "25%", "semi__batch_size": 10, "semi__threshold": 0.4}
     return {"data__stratify": False, "epochs": 2} | {
@@ -47,9 +42,11 @@ def saved(workdir):
     return found
 
 
-@pytest.mark.parametrize("name", ["single", "population", "kept features", "joint", "rounds"])
-def test_other_test_labels_change_the_test_alone(folder, tmp_path, monkeypatch, name):
-    config = tiny.make_config(folder, **settings_of(name))
+@pytest.mark.parametrize(
+    "name", tiny.quick_first(("single", "population", "kept features", "joint", "rounds"), "single", "population")
+)
+def test_other_test_labels_change_the_test_alone(photos, tmp_path, monkeypatch, name):
+    config = tiny.make_config(photos, **settings_of(name))
     first = runs.run(config, tmp_path / "a", console=QUIET)
     tiny.permute_labels(monkeypatch, config, "test")
     second = runs.run(config, tmp_path / "b", console=QUIET)
@@ -84,15 +81,16 @@ def test_other_test_labels_change_the_test_alone(folder, tmp_path, monkeypatch, 
     assert drawn[0].read_bytes() == drawn[1].read_bytes()
 
 
-def test_rounds_need_no_test(folder, tmp_path):
-    config = tiny.make_config(folder, **settings_of("rounds") | {"epochs": 1, "data__split": "70/30"})
+@pytest.mark.slow
+def test_rounds_need_no_test(photos, tmp_path):
+    config = tiny.make_config(photos, **settings_of("rounds") | {"epochs": 1, "data__split": "70/30"})
     result = runs.run(config, tmp_path / "run", console=QUIET)
     assert result["test"] is None and result["rounds"][2]["teacher"] is None
     assert result["test_labels"]["read"] == 0
 
 
-def test_looking_at_the_test_every_epoch_is_counted_also_when_interrupted(folder, tmp_path, monkeypatch):
-    config = tiny.make_config(folder, select="test", epochs=3)
+def test_looking_at_the_test_every_epoch_is_counted_also_when_interrupted(photos, tmp_path, monkeypatch):
+    config = tiny.make_config(photos, select="test", epochs=3)
     monkeypatch.setattr(train, "run", lambda *args, run=train.run, **options: run(*args, **options, look_at_test=True))
     whole = train.run(config, tmp_path / "whole", console=QUIET)
     assert whole["test_labels"]["read"] == 4 and whole["test_labels"]["by"].pop("the final test") == 1
@@ -106,20 +104,20 @@ def test_looking_at_the_test_every_epoch_is_counted_also_when_interrupted(folder
 
 
 @pytest.mark.parametrize("labels", ["all", "25%"])
-def test_the_labels_of_the_test_are_in_no_array_that_training_gets(folder, labels):
-    listed = load.open_data(tiny.make_config(folder, data__labels=labels).data, seed=0)
+def test_the_labels_of_the_test_are_in_no_array_that_training_gets(photos, labels):
+    listed = load.open_data(tiny.make_config(photos, data__labels=labels).data, seed=0)
     for array in (listed.source.labels, listed.targets, listed.truth):
         assert (array[listed.splits["test"]] == HIDDEN).all()
         assert (array[listed.splits["val"]] != HIDDEN).all()
 
 
-def test_the_record_says_what_drawing_the_test_knew(folder, tmp_path):
+def test_the_record_says_what_drawing_the_test_knew(photos, tmp_path):
     def told(where, **settings):
         return load.open_data(tiny.make_config(where, **settings).data, seed=0).sealed.as_dict()["split"]
 
-    assert told(folder) == "drawn class by class, knowing every image's class"
-    assert told(folder, data__split="holdout:25") == "drawn class by class, knowing every image's class"
-    assert told(folder, data__stratify=False) == "drawn without labels"
+    assert told(photos) == "drawn class by class, knowing every image's class"
+    assert told(photos, data__split="holdout:25") == "drawn class by class, knowing every image's class"
+    assert told(photos, data__stratify=False) == "drawn without labels"
     for split in ("train", "test"):
         tiny.make_folder(tmp_path / "photos" / split, per_class=8)
     for split in ("official", "auto", "kfold:4:1"):

@@ -267,14 +267,17 @@ def check_devices(*, dtype, name):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.devices
 def test_sgd_on_1_2_and_4_devices_is_the_same():
     check_devices(dtype="float32", name="sgd")
 
 
+@pytest.mark.devices
 def test_adam_on_1_2_and_4_devices_is_the_same(x64):
     check_devices(dtype="float64", name="adam")
 
 
+@pytest.mark.devices
 def test_batch_norm_per_replica_averages_statistics_by_examples(x64):
     step, state, _, _ = build(train="all", dtype="float64", axis=AXIS, bn="batch+update+affine,stem:eval")
     replicas, batch = Replicas(4, 4, 0), make_batch(6, padding=2)

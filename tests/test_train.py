@@ -4,8 +4,6 @@ import csv
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import tiny
+from tests import commands, tiny
 from tljax import inspect, machine, train
 from tljax import workdir as folders
 from tljax.checkpoint import Checkpoints, saved_steps, saved_variables
@@ -24,26 +22,18 @@ from tljax.report.console import make_console
 QUIET = make_console(quiet=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-@pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
-    """A run of three epochs, its config and its result."""
-    workdir = tmp_path_factory.mktemp("runs") / "plain"
-    config = tiny.make_config(folder, pictures=True)
-    return workdir, config, train.run(config, workdir, console=QUIET)
+@pytest.fixture
+def whole(finished, photos):
+    """The finished run, its config and its result."""
+    return finished, tiny.make_config(photos, pictures=True), json.loads((finished / "result.json").read_text())
 
 
 def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_the_record_of_a_run(finished):
-    workdir, _, result = finished
-    assert json.loads((workdir / "result.json").read_text()) == json.loads(json.dumps(result))
+def test_the_record_of_a_run(whole):
+    workdir, _, result = whole
     for split in ("test", "validation"):
         r = result[split]
         assert r["seen"] == 18
@@ -60,8 +50,8 @@ def test_the_record_of_a_run(finished):
             assert image.width > 300
 
 
-def test_metrics_have_a_row_per_epoch(finished):
-    workdir, _, result = finished
+def test_metrics_have_a_row_per_epoch(whole):
+    workdir, _, result = whole
     rows = list(csv.DictReader((workdir / "metrics.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     best = max(rows, key=lambda row: (float(row["val_accuracy"]), -int(row["epoch"])))
@@ -69,27 +59,29 @@ def test_metrics_have_a_row_per_epoch(finished):
     assert result["validation"]["correct"] == int(best["val_correct"])
 
 
-def test_predictions_are_kept_by_name(finished):
-    workdir, _, result = finished
+def test_predictions_are_kept_by_name(whole):
+    workdir, _, result = whole
     kept = np.load(workdir / "predictions.npz")
     assert kept["test_names"].shape == (18,)
     assert int((kept["test_logits"].argmax(1) == kept["test_labels"]).sum()) == result["test"]["correct"]
 
 
-def test_checkpoints_of_the_best_epoch_and_the_last(finished):
-    workdir, _, result = finished
+def test_checkpoints_of_the_best_epoch_and_the_last(whole):
+    workdir, _, result = whole
     steps = saved_steps(workdir)
     assert result["best_step"] in steps
     assert steps[-1] == result["history"][-1]["step"]
 
 
-def test_tensorboard_events_are_written(finished):
-    assert list(finished[0].glob("events.out.tfevents.*"))
+def test_what_is_returned_is_what_is_written_and_tensorboard_is_told(photos, tmp_path):
+    result = train.run(tiny.make_config(photos, epochs=1, trackers=("tensorboard",)), tmp_path, console=QUIET)
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
-def test_inspect_shows_moments_for_trained_groups_alone(folder, tmp_path, capsys):
+def test_inspect_shows_moments_for_trained_groups_alone(photos, tmp_path, capsys):
     train.run(
-        tiny.make_config(folder, epochs=1, transfer__train="layer2,head", transfer__allow_fresh_frozen=True),
+        tiny.make_config(photos, epochs=1, transfer__train="layer2,head", transfer__allow_fresh_frozen=True),
         tmp_path / "run",
         console=QUIET,
     )
@@ -103,9 +95,11 @@ def test_inspect_shows_moments_for_trained_groups_alone(folder, tmp_path, capsys
     assert {row["type"] for row in arrays if row["array"].startswith("params/")} == {"float32"}
 
 
-@pytest.mark.parametrize("steps", [3, 5, 11])  # within an epoch of 5 steps, on its last, after the best
-def test_a_run_that_was_interrupted_ends_like_one_that_was_not(finished, tmp_path, steps, monkeypatch):
-    workdir, config, result = finished
+@pytest.mark.parametrize(
+    "steps", [3, pytest.param(5, marks=pytest.mark.slow), pytest.param(11, marks=pytest.mark.slow)]
+)  # within an epoch of 5 steps, on its last, after the best
+def test_a_run_that_was_interrupted_ends_like_one_that_was_not(whole, tmp_path, steps, monkeypatch):
+    workdir, config, result = whole
     tiny.interrupted_after(config, tmp_path / "run", steps, monkeypatch)
     assert saved_steps(tmp_path / "run")[-1] == steps
     again = train.run(config, tmp_path / "run", console=QUIET)
@@ -115,18 +109,18 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(finished, tmp_pat
         same(saved_variables(tmp_path / "run", step), saved_variables(workdir, step))
 
 
-def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(finished, folder, tmp_path, monkeypatch):
+def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(whole, photos, tmp_path, monkeypatch):
     """Five epochs of three updates are three passes of five; a run that stops within one goes on there."""
-    whole, _, _ = finished
-    config = tiny.make_config(folder, epochs=5, epoch_steps=3)
+    workdir, _, _ = whole
+    config = tiny.make_config(photos, epochs=5, epoch_steps=3)
     tiny.interrupted_after(config, tmp_path, 7, monkeypatch)
     cut = train.run(config, tmp_path, console=QUIET)
     assert [row["step"] for row in cut["history"]] == [3, 6, 9, 12, 15]
-    same(saved_variables(whole, 15), saved_variables(tmp_path, 15))
+    same(saved_variables(workdir, 15), saved_variables(tmp_path, 15))
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(finished, tmp_path, monkeypatch, capsys):
-    _, config, result = finished
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(whole, tmp_path, monkeypatch, capsys):
+    _, config, result = whole
     tiny.interrupted_after(config, tmp_path / "run", 12, monkeypatch)
     for file in (tmp_path / "run" / "checkpoints" / "12" / "state").rglob("*"):
         if file.is_file():
@@ -150,106 +144,106 @@ def test_images_that_changed_since_the_run_began_are_refused(tmp_path, monkeypat
     assert saved_steps(tmp_path / "run") == [3]
 
 
-def test_a_folder_in_use_is_refused(folder, tmp_path):
+def test_a_folder_in_use_is_refused(photos, tmp_path):
     with (
         folders.locked(tmp_path / "run"),
         pytest.raises(UserError, match="in use by another run"),
     ):
-        train.run(tiny.make_config(folder, epochs=1), tmp_path / "run", console=QUIET)
+        train.run(tiny.make_config(photos, epochs=1), tmp_path / "run", console=QUIET)
 
 
-def test_somebody_elses_config_is_not_overwritten(folder, tmp_path):
+def test_somebody_elses_config_is_not_overwritten(photos, tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 768}')
     with pytest.raises(UserError, match="not the config of a run"):
-        train.run(tiny.make_config(folder), tmp_path, overwrite=True, console=QUIET)
+        train.run(tiny.make_config(photos), tmp_path, overwrite=True, console=QUIET)
     assert (tmp_path / "config.json").exists()
 
 
-def test_a_batch_larger_than_the_data_is_the_data(folder, tmp_path):
-    result = train.run(tiny.make_config(folder, batch_size=500, epochs=2), tmp_path / "run", console=QUIET)
+def test_a_batch_larger_than_the_data_is_the_data(photos, tmp_path):
+    result = train.run(tiny.make_config(photos, batch_size=500, epochs=2), tmp_path / "run", console=QUIET)
     assert [row["step"] for row in result["history"]] == [1, 2]
     assert result["train"]["images_per_second"] > 0
 
 
-def test_programs_of_earlier_runs_do_not_fill_the_process(folder, tmp_path, monkeypatch):
+def test_programs_of_earlier_runs_do_not_fill_the_process(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "MANY_MAPPINGS", 0)
     earlier = jax.jit(lambda x: x + 1)
     earlier(1.0)
     kept = [earlier._cache_size()]
-    result = train.run(tiny.make_config(folder), tmp_path / "run", console=QUIET)
+    result = train.run(tiny.make_config(photos), tmp_path / "run", console=QUIET)
     kept.append(earlier._cache_size())
     assert kept == [1, 0]
     assert result["history"][-1]["epoch"] == 3
 
 
-def test_the_rate_of_an_epoch_is_what_the_schedule_made_of_it(folder, tmp_path):
+def test_the_rate_of_an_epoch_is_what_the_schedule_made_of_it(photos, tmp_path):
     overrides = {"schedule__name": "step", "schedule__step_epochs": 1.0, "optimizer__lr": 0.5}
-    result = train.run(tiny.make_config(folder, **overrides), tmp_path / "run", console=QUIET)
+    result = train.run(tiny.make_config(photos, **overrides), tmp_path / "run", console=QUIET)
     assert [row["lr"] for row in result["history"]] == pytest.approx([0.5, 0.05, 0.005])
 
 
-def test_phases_carry_moments_and_resume_between(folder, tmp_path, monkeypatch):
+def test_phases_carry_moments_and_resume_between(photos, tmp_path, monkeypatch):
     phases = {"transfer__phases": "layer2,head@1; all@2@1e-4", "transfer__allow_fresh_frozen": True}
-    config = tiny.make_config(folder, **phases)
+    config = tiny.make_config(photos, **phases)
     whole = train.run(config, tmp_path / "whole", console=QUIET)
     assert [row["lr"] for row in whole["history"]] == pytest.approx([3e-3, 1e-4, 1e-4])
     tiny.interrupted_after(config, tmp_path / "cut", 5, monkeypatch)  # at the end of the first phase
     assert train.run(config, tmp_path / "cut", console=QUIET)["history"] == whole["history"]
-    fresh = train.run(tiny.make_config(folder, **phases, transfer__moments="fresh"), tmp_path / "fresh", console=QUIET)
+    fresh = train.run(tiny.make_config(photos, **phases, transfer__moments="fresh"), tmp_path / "fresh", console=QUIET)
     assert fresh["history"][0] == whole["history"][0]
     assert fresh["history"][1] != whole["history"][1]
 
 
-def test_another_config_is_refused_with_the_difference(finished, folder):
-    workdir, _, _ = finished
+def test_another_config_is_refused_with_the_difference(whole, photos):
+    workdir, _, _ = whole
     with pytest.raises(UserError, match=r"epochs: 3 there, 4 now") as caught:
-        train.run(tiny.make_config(folder, epochs=4), workdir, console=QUIET)
+        train.run(tiny.make_config(photos, epochs=4), workdir, console=QUIET)
     assert "--overwrite" in str(caught.value)
 
 
-def test_a_finished_run_is_not_overwritten_unless_told_to(finished, tmp_path, folder):
-    workdir, config, _ = finished
+def test_a_finished_run_is_not_overwritten_unless_told_to(whole, tmp_path, photos):
+    workdir, config, _ = whole
     before = (workdir / "result.json").read_bytes()
     with pytest.raises(UserError, match="finished"):
         train.run(config, workdir, console=QUIET)
     assert (workdir / "result.json").read_bytes() == before
-    short = tiny.make_config(folder, epochs=1)
+    short = tiny.make_config(photos, epochs=1)
     train.run(short, tmp_path / "run", console=QUIET)
-    again = train.run(tiny.make_config(folder, epochs=1, seed=1), tmp_path / "run", overwrite=True, console=QUIET)
+    again = train.run(tiny.make_config(photos, epochs=1, seed=1), tmp_path / "run", overwrite=True, console=QUIET)
     assert again["config"]["seed"] == 1
 
 
-def test_somebody_elses_folder_is_left_alone(folder, tmp_path):
+def test_somebody_elses_folder_is_left_alone(photos, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="no run"):
-            train.run(tiny.make_config(folder), tmp_path, overwrite=overwrite, console=QUIET)
+            train.run(tiny.make_config(photos), tmp_path, overwrite=overwrite, console=QUIET)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_run_that_cannot_begin_leaves_no_folder(folder, tmp_path):
+def test_a_run_that_cannot_begin_leaves_no_folder(photos, tmp_path):
     for overrides in ({"transfer__train": "layer9"}, {"data__source": f"folder:{tmp_path}/nowhere"}):
         with pytest.raises(UserError):
-            train.run(tiny.make_config(folder, **overrides), tmp_path / "run", console=QUIET)
+            train.run(tiny.make_config(photos, **overrides), tmp_path / "run", console=QUIET)
         assert not (tmp_path / "run").exists()
 
 
-def test_overwriting_by_a_run_that_cannot_begin_loses_nothing(finished, folder):
-    workdir, _, _ = finished
+def test_overwriting_by_a_run_that_cannot_begin_loses_nothing(whole, photos):
+    workdir, _, _ = whole
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="nowhere"):
-        train.run(tiny.make_config(folder, data__source="folder:nowhere"), workdir, overwrite=True, console=QUIET)
+        train.run(tiny.make_config(photos, data__source="folder:nowhere"), workdir, overwrite=True, console=QUIET)
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
-def test_images_that_outgrow_the_memory_lie_in_the_folder_and_are_found_again(folder, tmp_path, monkeypatch):
-    config = tiny.make_config(folder, data__memory_gb=1e-7)
+def test_images_that_outgrow_the_memory_lie_in_the_folder_and_are_found_again(whole, photos, tmp_path, monkeypatch):
+    config = tiny.make_config(photos, data__memory_gb=1e-7)
     tiny.interrupted_after(config, tmp_path / "run", 3, monkeypatch)
     spilled = tmp_path / "run" / "pixels.u8"
     before = spilled.stat().st_mtime_ns
     again = train.run(config, tmp_path / "run", console=QUIET)
     assert spilled.stat().st_mtime_ns == before
-    assert again["history"] == train.run(tiny.make_config(folder), tmp_path / "whole", console=QUIET)["history"]
+    assert again["history"] == whole[2]["history"]
 
 
 def test_a_folder_with_train_and_val_has_no_test_numbers(tmp_path):
@@ -270,7 +264,7 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
     assert result["best_step"] == result["history"][-1]["step"]
 
 
-def test_files_that_cannot_be_read_are_named_and_left_out(folder, tmp_path):
+def test_files_that_cannot_be_read_are_named_and_left_out(photos, tmp_path):
     tiny.make_folder(tmp_path / "photos", per_class=8)
     (tmp_path / "photos" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     (tmp_path / "photos" / "red" / "empty.png").touch()
@@ -279,19 +273,14 @@ def test_files_that_cannot_be_read_are_named_and_left_out(folder, tmp_path):
     assert result["skipped"]["count"] == 2
 
 
-def test_one_logit(tmp_path):
-    folder = tiny.make_folder(tmp_path / "photos")
-    for image in (folder / "green").iterdir():
-        image.unlink()
-    (folder / "green").rmdir()
-    result = train.run(tiny.make_config(folder, loss__name="sigmoid", epochs=4), tmp_path / "run", console=QUIET)
-    assert np.load(tmp_path / "run" / "predictions.npz")["test_logits"].shape == (12, 1)
-    assert result["test"]["accuracy"] > 0.6
+def test_one_logit(one_logit):
+    assert np.load(one_logit / "predictions.npz")["test_logits"].shape == (12, 1)
+    assert json.loads((one_logit / "result.json").read_text())["test"]["accuracy"] > 0.6
 
 
-def test_a_finished_run_serves_as_weights(finished, folder, tmp_path):
-    workdir, _, result = finished
-    config = tiny.make_config(folder, model__weights=str(workdir), transfer__train="head", epochs=1)
+def test_a_finished_run_serves_as_weights(whole, photos, tmp_path):
+    workdir, _, result = whole
+    config = tiny.make_config(photos, model__weights=str(workdir), transfer__train="head", epochs=1)
     again = train.run(config, tmp_path / "run", console=QUIET)
     theirs = saved_variables(workdir, result["best_step"])
     ours = saved_variables(tmp_path / "run", again["best_step"])
@@ -299,50 +288,36 @@ def test_a_finished_run_serves_as_weights(finished, folder, tmp_path):
     assert (ours["params"]["fc"]["kernel"] != theirs["params"]["fc"]["kernel"]).any()
     with pytest.raises(UserError, match=r"wrong shape|missing"):
         train.run(
-            tiny.make_config(folder, model__weights=str(workdir), model__width=8), tmp_path / "two", console=QUIET
+            tiny.make_config(photos, model__weights=str(workdir), model__width=8), tmp_path / "two", console=QUIET
         )
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_its_step_is_traced_once(folder, tmp_path, monkeypatch, resumed):
-    config = tiny.make_config(folder, epochs=2)
+def test_its_steps_are_traced_once(photos, tmp_path, monkeypatch, resumed):
+    """Training's, and the one that evaluates both validation and test."""
+    config = tiny.make_config(photos, epochs=2)
     if resumed:
         tiny.interrupted_after(config, tmp_path / "run", 3, monkeypatch)
-    traced, real = [], train.parallel_train_step
+    traced = []
 
-    def watched(step):
-        return real(lambda *arguments: (traced.append(step), step(*arguments))[1])
+    def watch(name):
+        def watched(step):
+            return real(lambda *arguments: (traced.append(name), step(*arguments))[1])
 
-    monkeypatch.setattr(train, "parallel_train_step", watched)
+        real = getattr(train, name)
+        monkeypatch.setattr(train, name, watched)
+
+    watch("parallel_train_step")
+    watch("parallel_forward_step")
     train.run(config, tmp_path / "run", console=QUIET)
-    assert len(traced) == 1
+    assert sorted(traced) == ["parallel_forward_step", "parallel_train_step"]
 
 
-def test_ctrl_c_saves_and_says_so(folder, tmp_path):
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_so(photos, tmp_path):
     """The real command in its own process, the signal at a moment of its own."""
-    overrides = {
-        "data.source": f"folder:{folder}",
-        "data.split": "50/25/25",
-        "data.resize": 40,
-        "data.size": 32,
-        "model.weights": "None",
-        "model.width": 4,
-        "model.blocks": "(1,1)",
-        "transfer.train": "all",
-        "epochs": 10000,
-        "batch_size": 8,
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "tljax.main",
-        "--config",
-        "configs/folder.py",
-        "--workdir",
-        str(tmp_path / "run"),
-        *(f"--config.{k}={v}" for k, v in overrides.items()),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    overrides = commands.TINY | {"data.source": f"folder:{photos}", "epochs": 10000}
+    process = commands.start("configs/folder.py", tmp_path / "run", overrides)
     deadline = time.monotonic() + 240
     while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.1)

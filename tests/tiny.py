@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from tljax.interrupt import Interrupted
 from tljax.report.console import make_console
 
 CLASSES = ("blue", "green", "red")
+
+
+def quick_first(cases: Iterable[str], *quick: str) -> list[Any]:
+    """Parameters of a test that is long: those named run with the quick tests, all others are marked slow."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def make_folder(root: Path, *, per_class: int = 24, side: int = 40) -> Path:
@@ -38,8 +44,8 @@ def make_config(folder: Path, **overrides: Any) -> Any:
         "data__source": f"folder:{folder}", "data__split": "50/25/25", "data__resize": 40, "data__size": 32,
         "model__weights": "None", "model__width": 4, "model__blocks": (1, 1), "transfer__train": "all",
         "epochs": 3, "batch_size": 8, "optimizer__lr": 3e-3,
-        # The crop of default and the pictures take longer than all else; who is after them asks for them.
-        "augment__crop": "center", "pictures": False,
+        # These take longer than all else; who is after them asks for them.
+        "augment__crop": "center", "pictures": False, "trackers": (),
     } | overrides  # fmt: skip
     for name, value in settings.items():
         *path, last = name.split("__")

@@ -130,41 +130,36 @@ def test_no_images_left_without_a_label():
         cut_labels(make_source(), np.arange(267), "200", seed=0, stratify=True)
 
 
-def listed(folder, **settings):
-    return load.open_data(tiny.make_config(folder, data__labels="25%", **settings).data, seed=0)
+def listed(photos, **settings):
+    return load.open_data(tiny.make_config(photos, data__labels="25%", **settings).data, seed=0)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-def test_labels_are_out_of_reach(folder):
-    found = listed(folder)
+def test_labels_are_out_of_reach(photos):
+    found = listed(photos)
     assert (found.source.labels[found.splits["unlabelled"]] == labels.HIDDEN).all()
     assert (found.targets[found.splits["train"]] == found.truth[found.splits["train"]]).all()
     assert not set(found.splits["train"]) & set(found.splits["unlabelled"])
     assert len(found.splits["train"]) == 9 and len(found.pool) == 36
 
 
-def test_pseudo_labels_join_the_labelled(folder, tmp_path):
-    before = listed(folder)
+def test_pseudo_labels_join_the_labelled(photos, tmp_path):
+    before = listed(photos)
     chosen = before.splits["unlabelled"][::2]
     names = np.array([before.source.names[i] for i in chosen])
     PseudoLabels(names, np.full(len(names), 2, np.int32)).save(tmp_path / "hard.npz")
-    hard = listed(folder, data__pseudo=str(tmp_path / "hard.npz"))
+    hard = listed(photos, data__pseudo=str(tmp_path / "hard.npz"))
     assert np.array_equal(hard.splits["train"], np.union1d(before.splits["train"], chosen))
     assert (hard.targets[chosen] == 2).all() and np.array_equal(hard.splits["unlabelled"], before.splits["unlabelled"])
     rows = np.tile(np.array([[0.5, 0.2, 0.3]], np.float32), (len(names), 1))
     PseudoLabels(names, rows).save(tmp_path / "soft.npz")
-    soft = listed(folder, data__pseudo=str(tmp_path / "soft.npz"))
+    soft = listed(photos, data__pseudo=str(tmp_path / "soft.npz"))
     assert np.array_equal(soft.targets[chosen], rows)
     assert np.array_equal(soft.targets[before.splits["train"]].argmax(1), before.targets[before.splits["train"]])
     # A soft target that is certain trains as a hard one does.
     PseudoLabels(names, np.eye(3, dtype=np.float32)[np.full(len(names), 2)]).save(tmp_path / "certain.npz")
     ends = [
         train.run(
-            tiny.make_config(folder, data__labels="25%", data__pseudo=str(tmp_path / f"{kind}.npz"), epochs=2),
+            tiny.make_config(photos, data__labels="25%", data__pseudo=str(tmp_path / f"{kind}.npz"), epochs=2),
             tmp_path / kind,
             console=QUIET,
         )
@@ -185,12 +180,12 @@ def test_pseudo_labels_join_the_labelled(folder, tmp_path):
         (["red/000.png"], np.zeros(2, np.int32), "one int, or one row of probabilities, per name"),
     ],
 )
-def test_pseudo_labels_that_do_not_fit(folder, tmp_path, names, targets, words):
-    found = listed(folder)
+def test_pseudo_labels_that_do_not_fit(photos, tmp_path, names, targets, words):
+    found = listed(photos)
     names = [found.source.names[found.splits["unlabelled"][0]] if name == "red/000.png" else name for name in names]
     PseudoLabels(np.array(names), targets).save(tmp_path / "p.npz")
     with pytest.raises(UserError, match=words):
-        listed(folder, data__pseudo=str(tmp_path / "p.npz"))
+        listed(photos, data__pseudo=str(tmp_path / "p.npz"))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +197,7 @@ def test_rows_that_are_no_probabilities(tmp_path, targets):
         labels.PseudoLabels.load(tmp_path / "p.npz")
 
 
-def test_files_that_are_no_pseudo_labels(folder, tmp_path):
+def test_files_that_are_no_pseudo_labels(photos, tmp_path):
     (tmp_path / "p.npz").write_bytes(b"no zip")
     labels.PseudoLabels(np.array(["a"]), np.array(0)).save(tmp_path / "flat.npz")
     labels.PseudoLabels(np.array(["a"] * 99), np.zeros(99, int)).save(tmp_path / "flipped.npz")
@@ -210,17 +205,17 @@ def test_files_that_are_no_pseudo_labels(folder, tmp_path):
     damaged[60:80] = bytes(20)
     (tmp_path / "flipped.npz").write_bytes(damaged)
     with pytest.raises(UserError, match=r"holds \(1,\) names and int64 targets of \(\)"):
-        listed(folder, data__pseudo=str(tmp_path / "flat.npz"))
+        listed(photos, data__pseudo=str(tmp_path / "flat.npz"))
     for path in (tmp_path / "flipped.npz", tmp_path / "p.npz", tmp_path / "none.npz", tmp_path):
         with pytest.raises(UserError, match=r"is no file of pseudo-labels"):
-            listed(folder, data__pseudo=str(path))
+            listed(photos, data__pseudo=str(path))
     with pytest.raises(UserError, match=r"labels for unlabelled images, but data\.labels=all"):
-        load.open_data(tiny.make_config(folder, data__pseudo="p.npz").data, seed=0)
+        load.open_data(tiny.make_config(photos, data__pseudo="p.npz").data, seed=0)
 
 
-def test_hidden_labels_change_nothing(folder, tmp_path, monkeypatch):
+def test_hidden_labels_change_nothing(photos, tmp_path, monkeypatch):
     """With the labels of unlabelled images permuted, a run gives the same numbers."""
-    config = tiny.make_config(folder, data__labels="25%", data__stratify=False, epochs=2)
+    config = tiny.make_config(photos, data__labels="25%", data__stratify=False, epochs=2)
     first = train.run(config, tmp_path / "a", console=QUIET)
     tiny.permute_labels(monkeypatch, config, "unlabelled")
     second = train.run(config, tmp_path / "b", console=QUIET)

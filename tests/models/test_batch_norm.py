@@ -76,6 +76,7 @@ def test_statistics_are_of_real_examples_whatever_the_others_hold(mask, switches
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.devices
 def test_statistics_across_replicas_equal_those_of_the_whole_batch(example):
     x, variables = example
     mode = BatchNormMode(True, True, True)

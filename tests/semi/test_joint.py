@@ -17,14 +17,9 @@ from tljax.semi.joint import METHODS
 QUIET = make_console(quiet=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-def config_of(folder, method, **settings):
+def config_of(photos, method, **settings):
     return tiny.make_config(
-        folder, **{"data__labels": "25%", "semi__method": method, "semi__batch_size": 10, "semi__threshold": 0.4,
+        photos, **{"data__labels": "25%", "semi__method": method, "semi__batch_size": 10, "semi__threshold": 0.4,
                    "epochs": 2, "data__stratify": False} | settings,
     )  # fmt: skip
 
@@ -33,10 +28,10 @@ def flat(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def whole(request, folder, tmp_path_factory):
+@pytest.fixture(scope="module", params=tiny.quick_first(METHODS, "mean_teacher", "flexmatch"))
+def whole(request, photos, tmp_path_factory):
     """A run of each method: its config, result and workdir."""
-    config, workdir = config_of(folder, request.param), tmp_path_factory.mktemp(request.param) / "run"
+    config, workdir = config_of(photos, request.param), tmp_path_factory.mktemp(request.param) / "run"
     return config, train.run(config, workdir, console=QUIET), workdir
 
 
@@ -68,16 +63,16 @@ def test_interrupted_within_an_epoch_it_goes_on_to_the_same_end(whole, tmp_path,
     assert_the_same_end(workdir, tmp_path / "cut")
 
 
-def test_without_weight_it_is_the_labelled_images_alone(folder, tmp_path):
+def test_without_weight_it_is_the_labelled_images_alone(photos, tmp_path):
     """Of the head on frozen statistics: other views in the batch change nothing."""
     settings = {
         "transfer__bn": "eval", "semi__weight": 0.0, "semi__strong_ops": 0, "augment__crop": "center",
         "augment__flip": False,
     }  # fmt: skip
-    joint = train.run(config_of(folder, "fixmatch", **settings, epochs=4), tmp_path / "joint", console=QUIET)
+    joint = train.run(config_of(photos, "fixmatch", **settings, epochs=4), tmp_path / "joint", console=QUIET)
     del settings["semi__weight"], settings["semi__strong_ops"]
     alone = train.run(
-        tiny.make_config(folder, data__labels="25%", data__stratify=False, epochs=6, **settings),
+        tiny.make_config(photos, data__labels="25%", data__stratify=False, epochs=6, **settings),
         tmp_path / "alone",
         console=QUIET,
     )
@@ -88,14 +83,13 @@ def test_without_weight_it_is_the_labelled_images_alone(folder, tmp_path):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["flexmatch", "meta_pseudo_labels"])
-def test_several_devices_are_one(folder, tmp_path, method):
-    overrides = {
-        "data.source": f"folder:{folder}", "data.split": "50/25/25", "data.resize": 40, "data.size": 32,
-        "data.labels": "25%", "model.weights": "None", "model.width": 4, "model.blocks": "(1,1)",
-        "transfer.train": "all", "transfer.bn": "eval", "epochs": 2, "batch_size": 8, "semi.method": method,
-        "semi.batch_size": 10, "semi.threshold": 0.4, "augment.crop": "center", "augment.flip": False,
-        "semi.strong_ops": 0, "pictures": False,
+def test_several_devices_are_one(photos, tmp_path, method):
+    overrides = commands.TINY | {
+        "data.source": f"folder:{photos}", "data.labels": "25%", "transfer.bn": "eval", "epochs": 2,
+        "semi.method": method, "semi.batch_size": 10, "semi.threshold": 0.4, "augment.flip": False,
+        "semi.strong_ops": 0,
     }  # fmt: skip
     found = []
     for devices in (1, 4):
@@ -107,29 +101,29 @@ def test_several_devices_are_one(folder, tmp_path, method):
         assert (one["given"], one["right"], one["val_correct"]) == (four["given"], four["right"], four["val_correct"])
 
 
-@pytest.mark.parametrize("ops", [0, 2])
-def test_kept_views_are_the_views_that_would_be_drawn(folder, tmp_path, ops):
+@pytest.mark.parametrize("ops", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_kept_views_are_the_views_that_would_be_drawn(photos, tmp_path, ops):
     """With as many views as passes over the labelled images, of which there are more than over the others."""
     settings = {
         "transfer__train": "head", "transfer__allow_fresh_frozen": True, "semi__strong_ops": ops, "semi__weight": 0.0
     }  # fmt: skip
-    kept = train.run(config_of(folder, "fixmatch", **settings, cache__views=3), tmp_path / "kept", console=QUIET)
+    kept = train.run(config_of(photos, "fixmatch", **settings, cache__views=3), tmp_path / "kept", console=QUIET)
     assert kept["features"]["views"] == 3
     assert kept["features"]["splits"] == ["train", *(["strong"] if ops else []), "val"]
     assert kept["history"][0]["given"] > 0
-    train.run(config_of(folder, "fixmatch", **settings), tmp_path / "drawn", console=QUIET)
+    train.run(config_of(photos, "fixmatch", **settings), tmp_path / "drawn", console=QUIET)
     a, b = (saved_variables(tmp_path / name, 6)["params"] for name in ("kept", "drawn"))
     for one, other in zip(flat(a), flat(b), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_the_average_is_what_is_tested(folder, tmp_path):
+def test_the_average_is_what_is_tested(photos, tmp_path):
     """With a decay of nothing the average is the network itself."""
     still = {
         "augment__crop": "center", "augment__flip": False, "semi__strong_ops": 0, "transfer__bn": "eval"
     }  # fmt: skip
-    train.run(config_of(folder, "mean_teacher", semi__decay=0.0, **still), tmp_path / "now", console=QUIET)
-    train.run(config_of(folder, "mean_teacher", semi__decay=0.999, **still), tmp_path / "slow", console=QUIET)
+    train.run(config_of(photos, "mean_teacher", semi__decay=0.0, **still), tmp_path / "now", console=QUIET)
+    train.run(config_of(photos, "mean_teacher", semi__decay=0.999, **still), tmp_path / "slow", console=QUIET)
     lists = [np.load(tmp_path / name / "predictions.npz")["test_logits"] for name in ("now", "slow")]
     assert not np.allclose(*lists)
     last = ocp.PyTreeCheckpointer().restore(tmp_path / "now" / "checkpoints" / "6" / "state")["params"]
@@ -152,17 +146,17 @@ def test_the_average_is_what_is_tested(folder, tmp_path):
         ({"semi__method": "matchmatch"}, "is not one of none, pseudo_label, mean_teacher, fixmatch"),
     ],
 )
-def test_what_cannot_be(folder, tmp_path, settings, words):
+def test_what_cannot_be(photos, tmp_path, settings, words):
     with pytest.raises(UserError, match=words):
-        train.run(config_of(folder, **{"method": "fixmatch"}, **settings) if "semi__method" not in settings
-                  else config_of(folder, settings["semi__method"]), tmp_path / "run", console=QUIET)  # fmt: skip
+        train.run(config_of(photos, **{"method": "fixmatch"}, **settings) if "semi__method" not in settings
+                  else config_of(photos, settings["semi__method"]), tmp_path / "run", console=QUIET)  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 
-def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(folder, tmp_path):
+def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(photos, tmp_path):
     """Three epochs of two updates are two passes of three over the unlabelled images."""
-    train.run(config_of(folder, "fixmatch", select="last"), tmp_path / "a", console=QUIET)
-    config = config_of(folder, "fixmatch", select="last", epochs=3, epoch_steps=2)
+    train.run(config_of(photos, "fixmatch", select="last"), tmp_path / "a", console=QUIET)
+    config = config_of(photos, "fixmatch", select="last", epochs=3, epoch_steps=2)
     cut = train.run(config, tmp_path / "b", console=QUIET)
     assert [row["step"] for row in cut["history"]] == [2, 4, 6]
     assert_the_same_end(tmp_path / "a", tmp_path / "b")

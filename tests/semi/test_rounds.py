@@ -18,25 +18,20 @@ from tljax.semi import rounds
 QUIET = make_console(quiet=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-def config_of(folder, **settings):
+def config_of(photos, **settings):
     return tiny.make_config(
-        folder, data__labels="25%", semi__method="pseudo_label", semi__rounds=2, semi__select="top", epochs=2,
+        photos, data__labels="25%", semi__method="pseudo_label", semi__rounds=2, semi__select="top", epochs=2,
         **settings,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def done(folder, tmp_path_factory):
+def done(photos, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    return runs.run(config_of(folder, semi__teacher_epochs=3, pictures=True), workdir, console=QUIET), workdir
+    return runs.run(config_of(photos, semi__teacher_epochs=3, pictures=True), workdir, console=QUIET), workdir
 
 
-def test_the_record(done, folder):
+def test_the_record(done, photos):
     result, workdir = done
     assert [row["epoch"] for row in result["history"]] == [*range(1, 8)]
     assert [row["round"] for row in result["history"]] == [0, 0, 0, 1, 1, 2, 2]
@@ -47,7 +42,7 @@ def test_the_record(done, folder):
     assert result["test"] == third["test"] and result["history"][-1]["step"] == sum(
         one["updates"] for one in result["rounds"]
     )
-    listed = load.open_data(config_of(folder).data, seed=0)
+    listed = load.open_data(config_of(photos).data, seed=0)
     given = labels.PseudoLabels.load(workdir / "labels-2.npz")
     truth = dict(zip(listed.source.names, listed.truth, strict=True))
     assert third["labels"]["right"] == sum(truth[n] == t for n, t in zip(given.names, given.targets, strict=True))
@@ -85,13 +80,13 @@ def test_the_curves_of_a_single_run_are_whole_and_without_words_of_rounds(done):
         assert ax.get_legend().get_texts()[-1].get_text() == "best epoch, 2"
 
 
-def test_the_teacher_is_the_run_that_has_the_labels_alone(done, folder, tmp_path):
-    alone = train.run(tiny.make_config(folder, data__labels="25%", epochs=3), tmp_path / "alone", console=QUIET)
+def test_the_teacher_is_the_run_that_has_the_labels_alone(done, photos, tmp_path):
+    alone = train.run(tiny.make_config(photos, data__labels="25%", epochs=3), tmp_path / "alone", console=QUIET)
     assert alone["test"] == done[0]["rounds"][0]["test"]
     assert [row["train_loss"] for row in alone["history"]] == [r["train_loss"] for r in done[0]["history"][:3]]
 
 
-def test_a_student_is_the_run_that_has_the_teachers_labels(done, folder, tmp_path):
+def test_a_student_is_the_run_that_has_the_teachers_labels(done, photos, tmp_path):
     """Its pseudo-labels are the teacher's clean answers, and nothing else of the teacher reaches it."""
     _, workdir = done
     with np.load(workdir / "round-0" / "predictions.npz") as answers:
@@ -105,10 +100,10 @@ def test_a_student_is_the_run_that_has_the_teachers_labels(done, folder, tmp_pat
     assert given.targets.tolist() == logits[best].argmax(1).tolist()
 
 
-def test_finished_is_finished_and_interrupted_goes_on(done, folder, tmp_path, monkeypatch):
+def test_finished_is_finished_and_interrupted_goes_on(done, photos, tmp_path, monkeypatch):
     result, workdir = done
     with pytest.raises(UserError, match="holds this run, finished"):
-        runs.run(config_of(folder, semi__teacher_epochs=3, pictures=True), workdir, console=QUIET)
+        runs.run(config_of(photos, semi__teacher_epochs=3, pictures=True), workdir, console=QUIET)
     run, calls = train.run, []
 
     def stopping(config, where, **options):
@@ -118,7 +113,7 @@ def test_finished_is_finished_and_interrupted_goes_on(done, folder, tmp_path, mo
         return run(config, where, **options)
 
     monkeypatch.setattr(rounds.train, "run", stopping)
-    config = config_of(folder, semi__teacher_epochs=3)
+    config = config_of(photos, semi__teacher_epochs=3)
     with pytest.raises(Interrupted):
         runs.run(config, tmp_path / "run", console=QUIET)
     again = runs.run(config, tmp_path / "run", console=QUIET)
@@ -126,12 +121,12 @@ def test_finished_is_finished_and_interrupted_goes_on(done, folder, tmp_path, mo
     for name in ("test", "validation", "history"):
         assert again[name] == result[name]
     with pytest.raises(UserError, match="holds a run of another config"):
-        runs.run(config_of(folder, semi__teacher_epochs=1), tmp_path / "run", console=QUIET)
+        runs.run(config_of(photos, semi__teacher_epochs=1), tmp_path / "run", console=QUIET)
 
 
-def test_soft_calibrated_warm_students(folder, tmp_path):
+def test_soft_calibrated_warm_students(photos, tmp_path):
     config = config_of(
-        folder, semi__targets="soft", semi__calibrate=True, semi__start="teacher", semi__teacher_noise=False
+        photos, semi__targets="soft", semi__calibrate=True, semi__start="teacher", semi__teacher_noise=False
     )
     result = runs.run(config, tmp_path / "run", console=QUIET)
     given = labels.PseudoLabels.load(tmp_path / "run" / "labels-2.npz")
@@ -144,8 +139,8 @@ def test_soft_calibrated_warm_students(folder, tmp_path):
     assert teacher["augment"]["crop"] == "center" and not teacher["augment"]["flip"]
 
 
-def test_a_warm_student_starts_as_its_teacher(folder, tmp_path):
-    config = config_of(folder, semi__start="teacher", optimizer__lr=1e-12, transfer__bn="eval")
+def test_a_warm_student_starts_as_its_teacher(photos, tmp_path):
+    config = config_of(photos, semi__start="teacher", optimizer__lr=1e-12, transfer__bn="eval")
     runs.run(config, tmp_path / "run", console=QUIET)
     first, last = (np.load(tmp_path / "run" / f"round-{r}" / "predictions.npz")["test_logits"] for r in (0, 2))
     np.testing.assert_allclose(first, last, rtol=1e-5)
@@ -160,8 +155,8 @@ def test_all_rounds_see_the_same_procedural_pictures(tmp_path):
     assert np.array_equal(plain.read(0), load.open_data(config.data, seed=own[1].seed).source.read(0))
 
 
-def test_images_that_outgrow_the_memory_lie_beside_the_rounds(folder, tmp_path):
-    result = runs.run(config_of(folder, data__memory_gb=1e-9), tmp_path / "run", console=QUIET)
+def test_images_that_outgrow_the_memory_lie_beside_the_rounds(photos, tmp_path):
+    result = runs.run(config_of(photos, data__memory_gb=1e-9), tmp_path / "run", console=QUIET)
     assert len(result["rounds"]) == 3
     assert [path.parent.name for path in (tmp_path / "run").rglob("pixels.u8")] == ["run"]
 
@@ -181,8 +176,9 @@ def stopped_in_round(number, config, workdir, monkeypatch):
             runs.run(config, workdir, console=QUIET)
 
 
-def test_a_folder_that_was_moved_goes_on_and_serves_as_weights(folder, tmp_path, monkeypatch):
-    config, killed = config_of(folder, semi__start="teacher"), []
+@pytest.mark.slow
+def test_a_folder_that_was_moved_goes_on_and_serves_as_weights(photos, tmp_path, monkeypatch):
+    config, killed = config_of(photos, semi__start="teacher"), []
     undisturbed = runs.run(config, tmp_path / "whole", console=QUIET)
     real = train.Trainer.train_epoch
 
@@ -203,7 +199,7 @@ def test_a_folder_that_was_moved_goes_on_and_serves_as_weights(folder, tmp_path,
     assert again["history"] == undisturbed["history"]
     weights = str(tmp_path / "there")
     more = tiny.make_config(
-        folder, model__weights=weights, transfer__fresh="", optimizer__lr=1e-12, transfer__bn="eval", epochs=1
+        photos, model__weights=weights, transfer__fresh="", optimizer__lr=1e-12, transfer__bn="eval", epochs=1
     )
     assert train.run(more, tmp_path / "more", console=QUIET)["test"] == again["test"]
 
@@ -216,24 +212,24 @@ def test_a_folder_that_was_moved_goes_on_and_serves_as_weights(folder, tmp_path,
         ("result.json", b"{", r"result\.json is damaged"),
     ],
 )
-def test_a_round_that_was_damaged_is_named(folder, tmp_path, monkeypatch, name, content, words):
-    config = config_of(folder)
+def test_a_round_that_was_damaged_is_named(photos, tmp_path, monkeypatch, name, content, words):
+    config = config_of(photos)
     stopped_in_round(1, config, tmp_path / "run", monkeypatch)
     (tmp_path / "run" / "round-0" / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
         runs.run(config, tmp_path / "run", console=QUIET)
 
 
-def test_a_teacher_without_checkpoints_is_named(folder, tmp_path, monkeypatch):
-    config = config_of(folder, semi__start="teacher")
+def test_a_teacher_without_checkpoints_is_named(photos, tmp_path, monkeypatch):
+    config = config_of(photos, semi__start="teacher")
     stopped_in_round(1, config, tmp_path / "run", monkeypatch)
     shutil.rmtree(tmp_path / "run" / "round-0" / "checkpoints")
     with pytest.raises(UserError, match=r"the checkpoint .*round-0/checkpoints/\d+ is missing or damaged"):
         runs.run(config, tmp_path / "run", console=QUIET)
 
 
-def test_a_teacher_that_diverged_labels_nothing(folder, tmp_path):
-    config = config_of(folder, optimizer__lr=1e30, optimizer__name="sgd", stop_at_nan=False)
+def test_a_teacher_that_diverged_labels_nothing(photos, tmp_path):
+    config = config_of(photos, optimizer__lr=1e30, optimizer__name="sgd", stop_at_nan=False)
     with pytest.raises(UserError, match=r"round 0 answers with numbers that are not finite"):
         runs.run(config, tmp_path / "run", console=QUIET)
 
@@ -253,8 +249,8 @@ def test_a_teacher_that_diverged_labels_nothing(folder, tmp_path):
         ({"transfer__phases": "all@3", "semi__teacher_epochs": 3}, "covers 3 epochs, but epochs=2"),
     ],
 )
-def test_what_cannot_be(folder, tmp_path, settings, words):
-    config = config_of(folder)
+def test_what_cannot_be(photos, tmp_path, settings, words):
+    config = config_of(photos)
     for name, value in settings.items():
         part, field = name.split("__")
         config[part][field] = value

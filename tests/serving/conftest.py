@@ -1,32 +1,17 @@
-"""One small run behind the service, for each file of tests."""
+"""A finished run behind the service, for each file of tests."""
 
 import threading
 
 import pytest
 
-from tests import tiny
 from tests.serving.served import TIMEOUT, served
-from tljax import runs
 from tljax.classifier import load
-from tljax.report.console import make_console
 from tljax.serving.desk import Desk
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return tiny.make_folder(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def workdir(photos, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "tints"
-    runs.run(tiny.make_config(photos, epochs=1), workdir, console=make_console(quiet=True))
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def classifier(workdir):
-    return load(workdir)
+def classifier(finished):
+    return load(finished)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """A finished run behind the service, in this process on a port of its own or by the command; and asking it."""
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import requests
 import uvicorn
 
+from tests import commands
 from tljax.classifier import Classifier
 from tljax.serve import SETTINGS
 from tljax.serving.app import Limits, make_app
@@ -52,7 +52,7 @@ def wait_until(true: Any, *, seconds: float = 30) -> None:
 def command(*arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "tljax.serve", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": "", **environment},
+        text=True, cwd=ROOT, env=commands.environment(**environment),
     )  # fmt: skip
 
 

@@ -137,8 +137,8 @@ def test_an_error_of_ours_is_logged_and_500(classifier, photos, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_what_clients_send_fills_no_terminal(workdir):
-    process = command(workdir, "--port", "0")
+def test_what_clients_send_fills_no_terminal(finished):
+    process = command(finished, "--port", "0")
     chunked, wrong = HEALTH + b"Transfer-Encoding: chunked\r\n\r\n", b"no chunk\r\n"
     try:
         url = process.stdout.readline().split()[4]

@@ -198,13 +198,13 @@ def test_a_form_that_is_none_or_has_too_many_files_is_400(url, described):
         assert is_as_described(found, described)
 
 
-def test_the_description_is_valid_openapi_and_model_and_health_are_as_it_says(url, described, workdir):
+def test_the_description_is_valid_openapi_and_model_and_health_are_as_it_says(url, described, finished):
     validate(described)
     assert set(described["paths"]) == {"/predict", "/model", "/health"}
     found = requests.get(f"{url}model", timeout=TIMEOUT)
     assert is_as_described(found, described)
-    told, result = found.json(), json.loads((workdir / "result.json").read_text())
-    assert (told["name"], told["classes"]) == ("tints", list(tiny.CLASSES))
+    told, result = found.json(), json.loads((finished / "result.json").read_text())
+    assert (told["name"], told["classes"]) == (finished.name, list(tiny.CLASSES))
     assert told["accuracy"] == {"images": "test", **{k: result["test"][k] for k in ("correct", "seen", "interval95")}}
     assert is_as_described(requests.get(f"{url}health", timeout=TIMEOUT), described)
 
@@ -275,11 +275,11 @@ def test_another_sites_page_may_not_ask(url, photos, headers, status):
 
 
 @pytest.mark.parametrize("number, host", [(signal.SIGINT, "127.0.0.1"), (signal.SIGTERM, "0.0.0.0")])
-def test_the_command_says_where_it_answers_and_ends_by_a_signal_with_status_0(workdir, photos, number, host):
-    process = command(workdir, "--port", "0", "--top", "2", "--host", host)
+def test_the_command_says_where_it_answers_and_ends_by_a_signal_with_status_0(finished, photos, number, host):
+    process = command(finished, "--port", "0", "--top", "2", "--host", host)
     try:
         line = process.stdout.readline()
-        assert line.startswith(f"tljax: {workdir} answers at http://{host}:"), process.stderr.read()
+        assert line.startswith(f"tljax: {finished} answers at http://{host}:"), process.stderr.read()
         url = line.split()[4].replace("0.0.0.0", "127.0.0.1")
         (answer,) = post(url, (photos / "red/000.png").read_bytes()).json()["answers"]
         assert len(answer["top"]) == 2
@@ -294,17 +294,17 @@ def test_the_command_says_where_it_answers_and_ends_by_a_signal_with_status_0(wo
     assert errors.startswith(warning) and errors.count("\n") == 1 if host == "0.0.0.0" else errors == ""
 
 
-def test_a_port_in_use_or_a_wrong_flag_is_one_line_and_status_2(workdir, tmp_path):
+def test_a_port_in_use_or_a_wrong_flag_is_one_line_and_status_2(finished, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for arguments, words in (
             (
-                (workdir, "--port", port),
+                (finished, "--port", port),
                 f"cannot listen at 127.0.0.1, port {port}: Address already in use",
             ),
-            ((workdir, "--port", "70000"), "--port=70000 is not a port"),
-            ((workdir, "--host", "nowhere.invalid"), "--host=nowhere.invalid is no address of this machine"),
-            ((workdir, "--max-mb", "0"), "--max-mb=0.0 is not a positive number"),
+            ((finished, "--port", "70000"), "--port=70000 is not a port"),
+            ((finished, "--host", "nowhere.invalid"), "--host=nowhere.invalid is no address of this machine"),
+            ((finished, "--max-mb", "0"), "--max-mb=0.0 is not a positive number"),
             ((tmp_path, "--port", "0"), "is not the folder of a finished run: it has no result.json"),
         ):
             process = command(*arguments)
@@ -314,9 +314,9 @@ def test_a_port_in_use_or_a_wrong_flag_is_one_line_and_status_2(workdir, tmp_pat
             assert line.startswith("tljax: ") and words in line
 
 
-def test_without_the_extra_it_names_it(workdir, tmp_path):
+def test_without_the_extra_it_names_it(finished, tmp_path):
     (tmp_path / "fastapi.py").write_text("raise ModuleNotFoundError('No module named fastapi', name='fastapi')\n")
-    process = command(workdir, "--port", "0", PYTHONPATH=str(tmp_path))
+    process = command(finished, "--port", "0", PYTHONPATH=str(tmp_path))
     _, errors = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, errors) == (2, "tljax: serving needs fastapi: pip install -e '.[serve]'\n")
 

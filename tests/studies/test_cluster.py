@@ -19,7 +19,7 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture
 def ray(monkeypatch):
-    """Two processors, for two workers at most; the tests' four fake devices stay out of them."""
+    """Two processors, for two workers at most; which compute as users' do."""
     found = pytest.importorskip("ray")
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import commands
 from tljax import study as command
 from tljax import workdir as folders
 from tljax.errors import UserError
@@ -183,12 +183,13 @@ def test_damaged_files_are_named_and_leave_the_other_rows(finished, tmp_path):
         markdown(found, scale="full")
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_folder(tmp_path):
     """Each job is done once, and both workers return when all are done."""
     jobs = planned(SMALL)[1]
     outcomes = []
     worker = [sys.executable, "-c", WORKER, str(tmp_path)]
-    other = subprocess.Popen(worker, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(worker, cwd=ROOT, env=commands.environment(), stdout=subprocess.PIPE, text=True)
     outcomes.append(run_jobs(jobs, tmp_path, QUIET))
     said, _ = other.communicate(timeout=300)
     assert other.returncode == 0, said
