@@ -219,6 +219,7 @@ def test_a_population_has_members_which_are_runs(population, photos):
     assert "2 members" in str(population)
 
 
+@pytest.mark.slow
 def test_import_leaves_jax_alone_until_something_is_asked_for():
     words = ("import sys, tljax; assert 'jax' not in sys.modules; from tljax.predict import find_pictures; "
              "assert 'jax' not in sys.modules; assert callable(tljax.predict); tljax.plan; "

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests import commands
 
 # Found first by Python, hides the packages from every import and from find_spec alike.
@@ -18,6 +20,7 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
 """
 
 
+@pytest.mark.slow
 def test_training_needs_no_tensorflow(photos, tmp_path):
     (tmp_path / "hide").mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(HIDE)

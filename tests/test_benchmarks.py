@@ -31,6 +31,7 @@ def test_a_row_beside_pytorch(shared, torchvision, tmp_path):
     assert "| `augment` |" in found.stdout
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_said_at_once(tmp_path):
     for arguments, words in ((("--rows", "ful"), "no ful; there are grid-head"), ((), "set TLJAX_SHARED")):
         found = bench(tmp_path, *arguments)

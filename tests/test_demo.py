@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_last_stage_and_head_beats_scratch_and_nothing_is_easy(tmp_path):
-    found = commands.run("configs/demo.py", tmp_path / "run", {})
+    found = commands.run("configs/demo.py", tmp_path / "run", {}, quick=False)
     assert found.returncode == 0, found.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "run" / "result.json").read_text())["rows"]}
     assert list(rows) == ["head only", "last stage + head", "everything", "from scratch"]
@@ -22,6 +22,6 @@ def test_last_stage_and_head_beats_scratch_and_nothing_is_easy(tmp_path):
     assert str(tmp_path / "run" / "demo.png") in found.stdout
     with Image.open(tmp_path / "run" / "demo.png") as picture:
         assert picture.width > 500
-    again = commands.run("configs/demo.py", tmp_path / "run", {})
+    again = commands.run("configs/demo.py", tmp_path / "run", {}, quick=False)
     assert again.returncode == 2
     assert "finished" in again.stderr

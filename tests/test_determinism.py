@@ -62,11 +62,9 @@ def test_the_order_in_which_a_disk_lists_its_files_changes_no_bit(photos, plain,
 @pytest.mark.slow
 def test_neither_hashes_nor_place_nor_time_zone_nor_language_change_a_bit(photos, tmp_path):
     """Rounds of pseudo-labels in processes of their own: names, draws and files pass through every kind of code."""
-    overrides = {
-        "data.source": f"folder:{photos}", "data.split": "50/25/25", "data.resize": 40, "data.size": 32,
-        "model.weights": "None", "model.width": 4, "model.blocks": "(1,1)", "transfer.train": "all", "epochs": 2,
-        "batch_size": 10, "data.labels": "25%", "semi.method": "pseudo_label", "semi.select": "top_per_class",
-        "semi.share": 0.5, "augment.rand_ops": 1, "pictures": False,
+    overrides = commands.TINY | {
+        "data.source": f"folder:{photos}", "epochs": 2, "batch_size": 10, "data.labels": "25%",
+        "semi.method": "pseudo_label", "semi.select": "top_per_class", "semi.share": 0.5, "augment.rand_ops": 1,
     }  # fmt: skip
     there = tmp_path / "elsewhere"
     there.mkdir()

@@ -46,7 +46,16 @@ def test_the_loaded_network_says_what_the_run_said(finished, photos):
     np.testing.assert_allclose(logits_of(load(finished), photos, names), logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"select": "last"}, {"data__split": "official", "data__val": 0.0}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        *(
+            pytest.param(o, marks=pytest.mark.slow)
+            for o in ({"select": "last"}, {"data__split": "official", "data__val": 0.0})
+        ),
+    ],
+)
 def test_so_does_each_member_of_a_population(photos, tmp_path, overrides):
     folder = photos
     if overrides.get("data__split") == "official":
@@ -63,6 +72,7 @@ def test_so_does_each_member_of_a_population(photos, tmp_path, overrides):
         load(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_and_the_last_of_rounds(photos, tmp_path):
     config = tiny.make_config(photos, epochs=1, data__labels="50%", semi__method="pseudo_label")
     runs.run(config, tmp_path / "run", console=QUIET)
@@ -159,6 +169,7 @@ def run(*arguments, stdin=b""):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_standard_files_that_are_closed_are_empty(finished, photos):
     def closed(words):
         command = f"{shlex.quote(sys.executable)} -m tljax.predict {finished} {words}"
@@ -216,6 +227,7 @@ def test_formats_and_exit_statuses(finished, photos, tmp_path, capsys):
         assert line.startswith("tljax: ") and words in line
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_ends_it_without_a_word(finished, photos):
     asked = f"{sys.executable} -m tljax.predict {finished} {photos} {photos} {photos} --batch 1 --format csv"
     found = subprocess.run(

@@ -137,6 +137,7 @@ def test_an_error_of_ours_is_logged_and_500(classifier, photos, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_clients_send_fills_no_terminal(finished):
     process = command(finished, "--port", "0")
     chunked, wrong = HEALTH + b"Transfer-Encoding: chunked\r\n\r\n", b"no chunk\r\n"

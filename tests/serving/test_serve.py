@@ -274,7 +274,9 @@ def test_another_sites_page_may_not_ask(url, photos, headers, status):
     assert post(url, (photos / "red/000.png").read_bytes(), headers=headers).status_code == status
 
 
-@pytest.mark.parametrize("number, host", [(signal.SIGINT, "127.0.0.1"), (signal.SIGTERM, "0.0.0.0")])
+@pytest.mark.parametrize(
+    "number, host", [(signal.SIGINT, "127.0.0.1"), pytest.param(signal.SIGTERM, "0.0.0.0", marks=pytest.mark.slow)]
+)
 def test_the_command_says_where_it_answers_and_ends_by_a_signal_with_status_0(finished, photos, number, host):
     process = command(finished, "--port", "0", "--top", "2", "--host", host)
     try:
@@ -294,6 +296,7 @@ def test_the_command_says_where_it_answers_and_ends_by_a_signal_with_status_0(fi
     assert errors.startswith(warning) and errors.count("\n") == 1 if host == "0.0.0.0" else errors == ""
 
 
+@pytest.mark.slow
 def test_a_port_in_use_or_a_wrong_flag_is_one_line_and_status_2(finished, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -20,7 +20,8 @@ SAMPLE = ("000-table2", "001-fig2", "002-table6", "004-table2")  # single runs, 
 
 def start(folder: Path, names: str = "all") -> subprocess.Popen:
     command = [sys.executable, "-m", "tljax.study", "run", names, "--scale", "tiny", "--seeds", "1"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    # A cache of its own: JAX writes a program in place, and one that was cut short would be compiled anew for ever.
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
     return subprocess.Popen([*command, "--folder", str(folder)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 

@@ -50,6 +50,7 @@ def finished(tmp_path_factory):
     return folder, runs, jobs, outcome
 
 
+@pytest.mark.slow
 def test_everything_is_done_and_nothing_twice(finished):
     folder, _, jobs, outcome = finished
     assert not outcome.failed
@@ -60,6 +61,7 @@ def test_everything_is_done_and_nothing_twice(finished):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob(folders.RESULT)} == stamps
 
 
+@pytest.mark.slow
 def test_rows_and_table(finished):
     folder, runs, jobs, _ = finished
     found = collect(SMALL, runs, jobs, folder)
@@ -91,6 +93,7 @@ def test_rows_and_table(finished):
     assert "Published, on the 100 test images" in text
 
 
+@pytest.mark.slow
 def test_rows_are_compared_with_the_baseline_seed_by_seed(finished):
     folder, runs, jobs, _ = finished
     study = dataclasses.replace(SMALL, baseline="head")
@@ -106,6 +109,7 @@ def test_rows_are_compared_with_the_baseline_seed_by_seed(finished):
     assert study.narrowed(["layer4 too"], {}).baseline == ""
 
 
+@pytest.mark.slow
 def test_transfer_is_named_and_shown(finished):
     """A pair of rows, with pretrained weights and without: the gain in words, and images that one of them got right."""
     folder, runs, jobs, _ = finished
@@ -122,6 +126,7 @@ def test_transfer_is_named_and_shown(finished):
     assert "moving mean of 5" in text
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_and_escapes_what_it_is_given(finished):
     folder, runs, jobs, _ = finished
     found = collect(SMALL, runs, jobs, folder)
@@ -139,6 +144,7 @@ def test_the_page_needs_nothing_and_escapes_what_it_is_given(finished):
     assert text.count("<svg") == 4  # rows, curves of the search, the curve without one, the confusion matrix
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_rest_alone_and_is_tried_again(tmp_path):
     cells = Cell("bad", {"optimizer.name": "sgd", "optimizer.momentum": 0.5}), Cell("good", {"epochs": 1})
     broken = Study("x", "000", "Table 1", "x", {**SMALL.base, "model.weights": "None"}, cells, ())
@@ -166,6 +172,7 @@ def test_what_starts_from_a_failed_run_fails_with_its_name(tmp_path):
     assert f"run {runs[0].key}, which it starts from, failed" in outcome.failed.values()
 
 
+@pytest.mark.slow
 def test_damaged_files_are_named_and_leave_the_other_rows(finished, tmp_path):
     folder, runs, jobs, _ = finished
     shutil.copytree(folder, tmp_path / "runs")
