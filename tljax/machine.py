@@ -37,9 +37,11 @@ def choose_libraries() -> None:
 
 def _add_flags(flags: str) -> None:
     """Adds to XLA_FLAGS what is not set there yet."""
-    there = os.environ.get("XLA_FLAGS", "")
-    new = [flag for flag in flags.split() if flag.partition("=")[0] not in there]
-    os.environ["XLA_FLAGS"] = " ".join([there, *new]).strip()
+    there = os.environ.get("XLA_FLAGS", "").split()
+    named = {flag.partition("=")[0] for flag in there}
+    os.environ["XLA_FLAGS"] = " ".join(
+        [*there, *(flag for flag in flags.split() if flag.partition("=")[0] not in named)]
+    )
 
 
 def keep_memory() -> None:

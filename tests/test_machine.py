@@ -1,0 +1,32 @@
+"""What is set before JAX starts: our flags beside the user's, and none that this XLA may not know."""
+
+import os
+
+import pytest
+
+from tljax import machine
+
+
+def flags():
+    return dict(flag.partition("=")[::2] for flag in os.environ["XLA_FLAGS"].split())
+
+
+@pytest.mark.parametrize("choose", [machine.tune_cpu, machine.compile_quickly])
+def test_what_the_user_has_set_stays(monkeypatch, choose):
+    given = {"--xla_backend_optimization_level": "3", "--xla_cpu_experimental_ynn_fusion_type": "conv"}
+    monkeypatch.setenv("XLA_FLAGS", " ".join(f"{name}={value}" for name, value in given.items()))
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")  # so is what the user has said of malloc
+    for _ in range(2):  # a second call adds nothing
+        choose()
+        assert given.items() <= flags().items()
+        assert len(flags()) == len(os.environ["XLA_FLAGS"].split())
+
+
+def test_another_jaxlib_gets_no_flag_that_it_may_not_know(monkeypatch):
+    """XLA ends a process that names one."""
+    monkeypatch.setattr(machine.importlib.metadata, "version", lambda _: "0.99.0")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    machine.choose_libraries()
+    assert flags() == {}
+    machine.compile_quickly()
+    assert set(flags()) == {"--xla_backend_optimization_level", "--xla_llvm_disable_expensive_passes"}
