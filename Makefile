@@ -11,23 +11,28 @@ PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 OPTIMIZED = TLJAX_TEST_OPTIMIZED=1 $(PYTEST)
 FAST = not slow and not real_data and not peer and not studies and not browser and not notebooks
 
-.PHONY: demo test test-one test-devices test-slow test-real test-studies test-browser test-notebooks test-peer test-all
-.PHONY: lint bench torture fuzz docs clean
+.PHONY: demo test test-one test-devices test-slow test-optimized test-real test-studies test-browser test-notebooks test-peer
+.PHONY: test-all lint bench torture fuzz docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
 
-# What needs no real data, no peer, no browser and no minutes.
+# What needs no real data, no peer, no browser and no minutes. ARGS may name files or tests (-k), not markers.
 test: test-one test-devices
 
 test-one: .venv/installed
 	$(PYTEST) -m '$(FAST) and not devices' $(ARGS)
 
 test-devices: .venv/installed
-	TLJAX_TEST_DEVICES=4 $(PYTEST) -m '$(FAST) and devices' $(ARGS)
+	TLJAX_TEST_DEVICES=4 $(PYTEST) -m '$(FAST) and devices' $(ARGS) || test $$? = 5 -a -n '$(ARGS)'  # 5: ARGS has none
 
 test-slow: .venv/installed
 	$(PYTEST) -m 'slow and not real_data' $(ARGS)
+
+# What is counted in operations, and what rounds, also as users' programs do.
+test-optimized: .venv/installed
+	$(OPTIMIZED) -m '$(FAST) and not devices' tests/test_steps.py tests/data/test_geometry.py tests/data/test_augment.py \
+	  tests/models/test_batch_norm.py $(ARGS)
 
 test-real: .venv/installed
 	$(OPTIMIZED) -m 'real_data and not peer' $(ARGS)
@@ -39,12 +44,12 @@ test-browser: .venv/browser
 	$(PYTEST) -n 0 -m browser $(ARGS)
 
 test-notebooks: .venv/docs
-	$(PYTEST) -n 1 -m notebooks $(ARGS)
+	$(OPTIMIZED) -n 1 -m notebooks $(ARGS)
 
 test-peer: .venv/peer
 	$(OPTIMIZED) -m peer $(ARGS)
 
-test-all: test test-slow test-real test-studies test-browser test-notebooks test-peer
+test-all: test test-slow test-optimized test-real test-studies test-browser test-notebooks test-peer
 
 # Beside PyTorch; 33 minutes on 2 quiet cores.
 bench: .venv/peer
@@ -67,6 +72,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# uv does not read pip's settings: a mirror is named by UV_DEFAULT_INDEX.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	  || { echo "tljax needs Python 3.11 to 3.13: make PYTHON=python3.12 ..."; exit 2; }

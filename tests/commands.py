@@ -37,10 +37,12 @@ def start(config: str, workdir: Path, overrides: dict[str, Any], *flags: str, de
 
 def environment(*, devices: int = 1, quick: bool = QUICK, **more: str) -> dict[str, str]:
     """This process's environment with so many fake CPU devices; not `quick`, programs are compiled as users' are."""
-    flags = [f"{DEVICES}={devices}"]
+    flags, kept = [f"{DEVICES}={devices}"], dict(os.environ)
     if quick:
         flags += [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith(DEVICES)]
-    return {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu", **more}
+    else:
+        kept.pop("MALLOC_ARENA_MAX", None)
+    return {**kept, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu", **more}
 
 
 def run(config: str, workdir: Path, overrides: dict[str, Any], *, devices: int = 1,

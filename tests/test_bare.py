@@ -24,7 +24,12 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
 def test_training_needs_no_tensorflow(photos, tmp_path):
     (tmp_path / "hide").mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(HIDE)
-    overrides = commands.TINY | {"data.source": f"folder:{photos}", "epochs": 1, "trackers": "('tensorboard',)"}
+    overrides = commands.TINY | {
+        "data.source": f"folder:{photos}",
+        "epochs": 1,
+        "pictures": True,
+        "trackers": "('tensorboard',)",
+    }
     found = commands.run("configs/folder.py", tmp_path / "run", overrides, PYTHONPATH=str(tmp_path / "hide"))
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("TensorBoard is off") == 1

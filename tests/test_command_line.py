@@ -1,10 +1,11 @@
 """Whatever a user can get wrong: one line, exit status 2, no traceback, nothing lost."""
 
+import subprocess
 import sys
 
 import pytest
 
-from tests import tiny
+from tests import commands, tiny
 from tljax import inspect
 from tljax.command_line import parse
 from tljax.errors import UserError
@@ -171,6 +172,16 @@ def test_help_shows_the_commands(capsys):
     out = capsys.readouterr().out
     assert "--config configs/pets_ft.py" in out
     assert "--workdir" in out
+
+
+@pytest.mark.slow
+def test_inspect_as_a_command(finished):
+    found = subprocess.run(
+        [sys.executable, "-m", "tljax.inspect", finished], capture_output=True, text=True, check=False,
+        env=commands.environment(),
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "layer2" in found.stdout
 
 
 @pytest.mark.parametrize("args,word", [(["/nowhere"], "not the folder of a run"), ([], "required")])

@@ -1,6 +1,7 @@
 """What is set before JAX starts: our flags beside the user's, and none that this XLA may not know."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,3 +31,17 @@ def test_another_jaxlib_gets_no_flag_that_it_may_not_know(monkeypatch):
     assert flags() == {}
     machine.compile_quickly()
     assert set(flags()) == {"--xla_backend_optimization_level", "--xla_llvm_disable_expensive_passes"}
+
+
+def test_freed_memory_is_kept_unless_the_user_has_set_malloc(monkeypatch):
+    said = []
+    library = SimpleNamespace(mallopt=lambda option, value: said.append((option, value)))
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    machine.keep_memory()
+    assert said == []
+    monkeypatch.delenv("MALLOC_ARENA_MAX")
+    machine.keep_memory()
+    # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    assert dict(said) == {-8: 1, -4: 0, -1: -1, -2: 2**28}

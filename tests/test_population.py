@@ -285,7 +285,7 @@ def test_nothing_is_compiled_after_the_first_epoch(photos, pretrained, tmp_path,
 
 @pytest.mark.slow
 def test_a_population_on_the_command_line(photos, tmp_path):
-    overrides = {"data.source": f"photos:{photos}", "epochs": 1, "population.lr": "(1e-4, 1e-3)"}
+    overrides = {"data.source": f"folder:{photos}", "epochs": 1, "population.lr": "(1e-4, 1e-3)"}
     done = commands.run("configs/folder.py", tmp_path / "run", commands.TINY | overrides)
     assert done.returncode == 0, done.stderr
     assert "validation's choice" in done.stdout

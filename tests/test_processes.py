@@ -169,8 +169,9 @@ def stopped_at(workdir, running, number, victim):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_fewer_go_on(overrides, undisturbed, tmp_path):
+def test_a_killed_process_ends_the_others_and_fewer_go_on(overrides, undisturbed, tmp_path, monkeypatch):
     """Four lose a worker, two lose the first, one ends like the run that nobody disturbed."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))  # a program cut short stays cut
     workdir, longer = tmp_path / "run", overrides | LONGER
     for count, victim in ((4, 2), (2, 0)):
         running = commands.start_processes(FOLDER, workdir, longer, processes=count)

@@ -80,7 +80,7 @@ class Case:
             values = [f"--config.{field}={value}" for field, value in fields.items()]
             command = ["tljax.main", "--config", "configs/folder.py", "--workdir", str(folder), *values]
         folder.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "8"}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         with folder.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", *command], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT

@@ -428,7 +428,8 @@ class Trainer:
         if split not in self.evaluators:
             feed = self.x.feed(split, features=self.kept and self.kept.splits.get(split))
             # Splits differ in their batches, not in what is computed of them: one step serves all on the same inputs.
-            alike = [step for other, step in self.evaluators.values() if bool(other.features) == bool(feed.features)]
+            kept = feed.features is not None
+            alike = [step for other, step in self.evaluators.values() if (other.features is not None) == kept]
             step = alike[0] if alike else parallel_forward_step(self.x.forward_step(self.phase, feed))
             self.evaluators[split] = feed, step
         return self.evaluators[split]

@@ -15,7 +15,6 @@ from tljax.report.console import make_console
 from tljax.semi.joint import METHODS
 
 QUIET = make_console(quiet=True)
-QUICK = ("mean_teacher", "flexmatch")
 
 
 def config_of(photos, method, **settings):
@@ -29,12 +28,15 @@ def flat(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.fixture(scope="module", params=tiny.quick_first(METHODS, *QUICK))
+# RandAugment takes longer to compile than all else: all methods have it among the slow tests.
+WHOLE = [("mean_teacher", 0), ("flexmatch", 0), *(pytest.param((name, 2), marks=pytest.mark.slow) for name in METHODS)]
+
+
+@pytest.fixture(scope="module", params=WHOLE, ids=str)
 def whole(request, photos, tmp_path_factory):
     """A run of each method: its config, result and workdir."""
-    # RandAugment takes longer to compile than all else: those that are marked slow have it.
-    less = {"semi__strong_ops": 0} if request.param in QUICK else {}
-    config, workdir = config_of(photos, request.param, **less), tmp_path_factory.mktemp(request.param) / "run"
+    method, ops = request.param
+    config, workdir = config_of(photos, method, semi__strong_ops=ops), tmp_path_factory.mktemp(method) / "run"
     return config, train.run(config, workdir, console=QUIET), workdir
 
 

@@ -1,0 +1,47 @@
+"""Runs on four devices, stopped, on kept features, with a teacher; commands that compare one with four are slow tests."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from tljax import train
+from tljax.checkpoint import saved_variables
+from tljax.report.console import make_console
+
+pytestmark = pytest.mark.devices
+QUIET = make_console(quiet=True)
+
+
+def ends(workdir, result):
+    return jax.tree.leaves(saved_variables(workdir, result["history"][-1]["step"]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"data__labels": "25%", "semi__method": "mean_teacher", "semi__batch_size": 10, "semi__strong_ops": 0}],
+    ids=["single", "average of weights"],
+)
+def test_interrupted_it_ends_as_undisturbed(photos, tmp_path, monkeypatch, settings):
+    config = tiny.make_config(photos, epochs=2, **settings)
+    whole = train.run(config, tmp_path / "whole", console=QUIET)
+    assert whole["device"]["count"] == 4
+    tiny.interrupted_after(config, tmp_path / "cut", 4, monkeypatch)
+    again = train.run(config, tmp_path / "cut", console=QUIET)
+    assert again["history"] == whole["history"]
+    for a, b in zip(ends(tmp_path / "whole", whole), ends(tmp_path / "cut", again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_features_that_are_kept_change_nothing(finished, photos, tmp_path, x64):
+    found = []
+    for cache in ("auto", "off"):
+        config = tiny.make_config(
+            photos, model__dtype="float64", model__weights=str(finished), cache__features=cache, epochs=1,
+            transfer__train="head", augment__flip=False,
+        )  # fmt: skip
+        result = train.run(config, tmp_path / cache, console=QUIET)
+        assert (result["features"] is not None) == (cache == "auto")
+        found.append(ends(tmp_path / cache, result))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
