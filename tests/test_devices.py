@@ -1,4 +1,4 @@
-"""Runs on four devices, stopped, on kept features, with a teacher; commands that compare one with four are slow tests."""
+"""Runs on four devices: stopped, on kept features, with a teacher. Slow tests compare commands on one and on four."""
 
 import jax
 import numpy as np
