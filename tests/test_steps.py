@@ -35,6 +35,8 @@ def build(
     cross=False,
     blocks=(1, 1),
     kept=False,
+    schedule=make_schedule("constant", steps=1),
+    first_step=0,
 ):
     """A step, its state and its plan, on a small network and whole pictures."""
     options = {"width": 8, "blocks": blocks} if "resnet" in arch else {}
@@ -45,7 +47,8 @@ def build(
     step = make_train_step(
         model=model,
         plan=plan,
-        families=[Family.single(tx, make_schedule("constant", steps=1))],
+        families=[Family.single(tx, schedule)],
+        first_step=first_step,
         loss=make_loss("softmax"),
         inputs=lambda keys, batch: batch["feature"] if kept else NORMALIZE(batch["image"]).astype(dtype),
         begin=prefix_end(model, plan) if kept else None,
@@ -96,6 +99,16 @@ def test_what_is_frozen_stays_bit_for_bit():
     for name in ("bn1", "layer1_0"):
         assert bits(after.batch_stats[name]) == bits(state.batch_stats[name])
     assert bits(after.batch_stats["layer2_0"]) != bits(state.batch_stats["layer2_0"])
+
+
+def test_a_phases_schedule_begins_at_the_phases_first_step():
+    schedule, found = make_schedule("cosine", steps=2), []
+    for first in (0, 30):
+        step, state, _, _ = build(name="sgd", schedule=schedule, first_step=first)
+        after, _ = train(step, state.replace(step=jnp.int32(first)), [make_batch()])
+        found.append(bits(after.params))
+        assert found[-1] != bits(state.params)
+    assert found[0] == found[1]
 
 
 def test_torchs_frozen_parameters_still_move_their_statistics():
