@@ -90,12 +90,14 @@ def create_model(
 
 def init_variables(model: Network, key: jax.Array) -> dict[str, Any]:
     """Fresh `{'params': ..., 'batch_stats': ...}`; the second is empty for a network without batch norm."""
-    return _collections(_init(model)(key, _images()))
+    init = _init(model)  # type: ignore[arg-type]  # Flax freezes its modules, which then have a hash
+    return _collections(init(key, _images()))
 
 
 def variable_shapes(model: Network) -> dict[str, Any]:
     """`init_variables` as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    return _collections(jax.eval_shape(_init(model), jax.random.key(0), _images()))
+    init = _init(model)  # type: ignore[arg-type]
+    return _collections(jax.eval_shape(init, jax.random.key(0), _images()))
 
 
 @functools.lru_cache(maxsize=16)
