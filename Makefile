@@ -7,7 +7,7 @@ TORTURE_KILLS ?= 50
 
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
-# Whole runs of real networks: compiled as users' are, which takes ten times as long as what other tests do with.
+# Whole runs of real networks: compiled as users' are, which takes five times as long as what other tests do with.
 OPTIMIZED = TLJAX_TEST_OPTIMIZED=1 $(PYTEST)
 FAST = not slow and not real_data and not peer and not studies and not browser and not notebooks
 

@@ -25,14 +25,14 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from tests.commands import QUICK  # noqa: E402
-from tljax.machine import compile_quickly, forget_programs, tune_cpu  # noqa: E402
+from tljax.machine import choose_libraries, compile_quickly, forget_programs  # noqa: E402
 
 # What users compute with takes five times as long to compile; TLJAX_TEST_OPTIMIZED asks for it.
 if QUICK:
     os.environ["MALLOC_ARENA_MAX"] = "8"  # for commands: what `tune_cpu` has the C library do compiles more slowly
     compile_quickly()
 else:
-    tune_cpu()
+    choose_libraries()
 
 import filelock  # noqa: E402
 import jax  # noqa: E402
@@ -44,7 +44,7 @@ from tljax import train  # noqa: E402
 from tljax.report.console import make_console  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Python would go through all that JAX and its programs keep again and again: a tenth of the time.
+# Python would go through all that JAX and its programs keep again and again: 7% of the time.
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)
 
