@@ -4,6 +4,7 @@ EXTRAS ?= dev
 PROCESSES ?= 2
 FUZZ_SECONDS ?= 1800
 TORTURE_KILLS ?= 50
+STUDIES ?= all
 
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
@@ -38,7 +39,7 @@ test-real: .venv/installed
 	$(OPTIMIZED) -m 'real_data and not peer' $(ARGS)
 
 test-studies: .venv/installed
-	$(PYTEST) -n 0 -m studies $(ARGS)
+	TLJAX_STUDIES=$(STUDIES) $(PYTEST) -n 0 -m studies $(ARGS)
 
 test-browser: .venv/browser
 	$(PYTEST) -n 0 -m browser $(ARGS)

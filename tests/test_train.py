@@ -182,16 +182,27 @@ def test_the_rate_of_an_epoch_is_what_the_schedule_made_of_it(photos, tmp_path):
     assert [row["lr"] for row in result["history"]] == pytest.approx([0.5, 0.05, 0.005])
 
 
-def test_phases_carry_moments_and_resume_between(photos, tmp_path, monkeypatch):
-    phases = {"transfer__phases": "layer2,head@1; all@2@1e-4", "transfer__allow_fresh_frozen": True}
-    config = tiny.make_config(photos, **phases)
-    whole = train.run(config, tmp_path / "whole", console=QUIET)
-    assert [row["lr"] for row in whole["history"]] == pytest.approx([3e-3, 1e-4, 1e-4])
+PHASES = {"transfer__phases": "layer2,head@1; all@2@1e-4", "transfer__allow_fresh_frozen": True}
+
+
+@pytest.fixture(scope="module")
+def phased(once):
+    """The result of a run in two phases."""
+    config = tiny.make_config(once("photos", tiny.make_folder), **PHASES)
+    return folders.read_result(once("phased", lambda folder: train.run(config, folder, console=QUIET)))
+
+
+def test_phases_have_their_rates_and_resume_between(phased, photos, tmp_path, monkeypatch):
+    assert [row["lr"] for row in phased["history"]] == pytest.approx([3e-3, 1e-4, 1e-4])
+    config = tiny.make_config(photos, **PHASES)
     tiny.interrupted_after(config, tmp_path / "cut", 5, monkeypatch)  # at the end of the first phase
-    assert train.run(config, tmp_path / "cut", console=QUIET)["history"] == whole["history"]
-    fresh = train.run(tiny.make_config(photos, **phases, transfer__moments="fresh"), tmp_path / "fresh", console=QUIET)
-    assert fresh["history"][0] == whole["history"][0]
-    assert fresh["history"][1] != whole["history"][1]
+    assert train.run(config, tmp_path / "cut", console=QUIET)["history"] == phased["history"]
+
+
+def test_phases_carry_moments(phased, photos, tmp_path):
+    fresh = train.run(tiny.make_config(photos, **PHASES, transfer__moments="fresh"), tmp_path / "fresh", console=QUIET)
+    assert fresh["history"][0] == phased["history"][0]
+    assert fresh["history"][1] != phased["history"][1]
 
 
 def test_another_config_is_refused_with_the_difference(whole, photos):
