@@ -32,6 +32,7 @@ from tljax.machine import tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
 from tljax.models import variable_shapes
 from tljax.predict import Answer, Picture
+from tljax.recipe import Choice, choose
 from tljax.report import console as console_lib
 from tljax.transfer.initial import find_weights
 from tljax.transfer.plan import Phase, Plan, plan_tables
@@ -60,6 +61,7 @@ class Outlook:
       members: of a population; 1 for a single run.
       classes: the data's.
       images: how many, by split.
+      chosen: what the config left open, with its reasons; rates that come from looking at images are provisional.
     """
 
     phases: tuple[Phase, ...]
@@ -67,6 +69,7 @@ class Outlook:
     members: int
     classes: tuple[str, ...]
     images: Mapping[str, int]
+    chosen: tuple[Choice, ...] = ()
 
     @property
     def trainable(self) -> int:
@@ -87,7 +90,7 @@ class Outlook:
         with console.capture() as captured:
             for title, rows in self._tables:
                 console_lib.print_table(console, title, rows)
-        return f"{captured.get()}{self._words}"
+        return "\n".join([f"{captured.get()}{self._words}", *map(str, self.chosen)])
 
     def _repr_html_(self) -> str:
         parts = []
@@ -97,7 +100,9 @@ class Outlook:
             lines = "".join(f"<tr>{cells}</tr>" for cells in body)
             caption = f"<caption>{html.escape(title)}</caption>"
             parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>")
-        return "".join(parts) + f"<p>{html.escape(self._words)}</p>"
+        return "".join(parts) + "".join(
+            f"<p>{html.escape(words)}</p>" for words in (self._words, *map(str, self.chosen))
+        )
 
 
 def plan(config: Any) -> Outlook:
@@ -107,7 +112,8 @@ def plan(config: Any) -> Outlook:
       UserError: for whatever is wrong with the config, the plan or the data.
     """
     begin()
-    check(_made(config))
+    config, chosen = choose(_made(config), look=False)
+    check(config)
     sketch = outline(config)
     if config.model.weights not in FILES:
         find_weights(config.model.weights, config.model.name)
@@ -117,7 +123,7 @@ def plan(config: Any) -> Outlook:
     first, phases = sketch.members[0], sketch.phases[0]
     plans = plans_of(model, variable_shapes(model), first.config, phases, sketch.fresh)
     images = {name: len(members) for name, members in listed.splits.items()}
-    return Outlook(phases, plans, len(sketch.members), classes, images)
+    return Outlook(phases, plans, len(sketch.members), classes, images, chosen)
 
 
 @dataclasses.dataclass(frozen=True)

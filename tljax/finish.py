@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tljax.errors import UserError
 from tljax.evaluation import by_class, calibration
 from tljax.features import discard
 from tljax.losses import score, wilson_interval
+from tljax.recipe import Choice, as_record
 from tljax.report import console as console_lib
 from tljax.report import pictures, provenance
 from tljax.semi import labelling
@@ -38,7 +40,7 @@ def chosen_row(history: list[dict[str, Any]], select: str = "validation") -> dic
     return max(scored, key=lambda row: (row["val_accuracy"], -row["epoch"])) if scored else history[-1]
 
 
-def finish(trainer: Trainer) -> dict[str, Any]:
+def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
     """Tests every member once, at its best epoch, and writes the results.
 
     A single run leaves result.json, predictions.npz, curves.png and calibration.png in its folder. Each member of a
@@ -72,6 +74,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         final = results[0]
     else:
         final = population_result(trainer, results)
+    final |= as_record(choices)
     console_lib.print_duplicates(trainer.console, final["duplicates"])
     if jax.process_index() == 0:
         folders.write_json(workdir / folders.RESULT, final)

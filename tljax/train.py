@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
 from tljax.machine import forget_programs, is_deterministic
 from tljax.memory import guarded
+from tljax.recipe import Choice, write_choices
 from tljax.report import console as console_lib
 from tljax.semi.feed import JointFeed
 from tljax.state import TrainState
@@ -52,6 +53,7 @@ def run(
     look_at_test: bool = False,
     before: Callable[[], None] = lambda: None,
     decoded: Path | None = None,
+    choices: Sequence[Choice] = (),
 ) -> dict[str, Any]:
     """Trains, picks the best epoch by validation, tests once.
 
@@ -66,6 +68,7 @@ def run(
       look_at_test: allows `select='test'`, which tests every epoch. Studies of reports that chose so are alone in it.
       before: called when everything has been found good, and nothing is written yet.
       decoded: the folder of decoded images that outgrow the memory, where it is not `workdir`.
+      choices: what of the config was chosen for these images, for the record.
 
     Returns:
       What `result.json` holds.
@@ -94,6 +97,8 @@ def run(
             stack.enter_context(folders.locked(workdir))
             folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
             folders.claim(workdir, config.to_dict(), overwrite=overwrite)
+            if choices:
+                write_choices(workdir, config, choices)
             if config.pictures:
                 experiment.save_augmented(workdir / "augmented.png")
         agree_on_folder(workdir)
@@ -104,7 +109,7 @@ def run(
         trainer = Trainer(experiment, variables, checkpoints, console, began, workdir)
         with listen() as trainer.stop.caught:
             trainer.train(writer)
-        return finish(trainer)
+        return finish(trainer, choices)
 
 
 class Trainer:

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tljax.errors import UserError
 from tljax.experiment import outline
 from tljax.finish import CALIBRATION, PREDICTIONS
 from tljax.losses import outputs
+from tljax.recipe import Choice, as_record, write_choices
 from tljax.report import console as console_lib
 from tljax.report import pictures
 from tljax.semi import labelling
@@ -41,6 +43,7 @@ def run(
     overwrite: bool = False,
     console: Console | None = None,
     look_at_test: bool = False,
+    choices: Sequence[Choice] = (),
 ) -> dict[str, Any]:
     """A teacher and its students; arguments, errors and exceptions are `train.run`'s.
 
@@ -70,6 +73,8 @@ def run(
                 stack.enter_context(folders.locked(workdir))
                 folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
                 folders.claim(workdir, config.to_dict(), overwrite=overwrite)
+                if choices:
+                    write_choices(workdir, config, choices)
 
         results = []
         for number in range(config.semi.rounds + 1):
@@ -93,7 +98,7 @@ def run(
             passed = passed_on(workdir, number) if number and result["test"] else None
             rounds.append(record_of(number, result, given, passed))
         print_rounds(console, rounds)
-        final = joined(config, results, rounds)
+        final = joined(config, results, rounds) | as_record(choices)
         if first:
             shutil.copyfile(workdir / f"round-{config.semi.rounds}" / PREDICTIONS, workdir / PREDICTIONS)
             if (drawn := workdir / f"round-{config.semi.rounds}" / CALIBRATION).exists():
