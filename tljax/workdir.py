@@ -2,11 +2,13 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -134,6 +136,34 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
+# What Orbax and TensorStore do not take for itself: patterns, escapes, addresses (`gs:`, and `/gs/...` that etils makes
+# of it), the names of TensorStore's lock files, bytes that are not UTF-8.
+_MISREAD = re.compile(r"[*?\[\]\\:\x00-\x1f\x7f\ud800-\udfff]|^//|^/(gs|s3|az|hf)(/|$)|\.__lock(/|$)")
+_OPEN_FOLDERS = Path("/proc/self/fd")
+
+
+def is_misread(path: Path) -> bool:
+    """Whether the library of checkpoints takes an absolute path for another one, or for none."""
+    return os.name == "posix" and bool(_MISREAD.search(str(path)))
+
+
+@contextlib.contextmanager
+def literal(folder: Path) -> Iterator[Path]:
+    """A path of a folder, which exists, that the library of checkpoints takes for itself.
+
+    That is the folder without links and `..`, or, where it would be misread, this process's own name of it.
+    """
+    real = folder.resolve()
+    if not is_misread(real):
+        yield real
+        return
+    handle = os.open(real, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _OPEN_FOLDERS / str(handle)
+    finally:
+        os.close(handle)
+
+
 class Busy(UserError):
     """Another process is at work in this folder."""
 
@@ -182,14 +212,35 @@ def check_free(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = Fa
     Raises:
       UserError: when the folder holds a finished run, a run of another config, or something else.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder")
+    try:
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"--workdir={workdir} is a file; give a folder")
+        if workdir.is_symlink() and not workdir.exists():
+            raise UserError(f"--workdir={workdir} is a link to {os.readlink(workdir)}, which is not there")
+        workdir.resolve()
+    except (OSError, RuntimeError) as error:  # no permission to look, a name that is too long, links in a circle
+        raise UserError(f"--workdir={workdir} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+    if is_misread(workdir.resolve()) and not _OPEN_FOLDERS.is_dir():
+        raise UserError(f"--workdir={workdir} has a name that the library of checkpoints takes for another (such as one "
+                        "with a backslash, a colon, brackets or *); give another")  # fmt: skip
     if (workdir / CONFIG).exists():
         read_config(workdir)  # somebody else's config.json is not ours to throw away
         if not overwrite:
             _same_run(workdir, config)
     elif workdir.exists() and {p.name for p in workdir.iterdir() if p.suffix != ".part"} - {SPILL, LOCK}:
         raise UserError(f"--workdir={workdir} has files in it but no run; give an empty folder or a new name")
+    _check_writable(workdir)
+
+
+def _check_writable(workdir: Path) -> None:
+    """Raises UserError for a folder that cannot be written to, or not be made, before hours are spent on it."""
+    there = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--workdir={workdir} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
+        why = os.strerror(errno.EROFS if read_only else errno.EACCES)
+        raise UserError(f"--workdir={workdir} cannot be written to: {why}; give another folder")
 
 
 def claim(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
