@@ -36,7 +36,7 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
 
 
 class _Written(NamedTuple):
-    """A checkpoint that is to be read back: a state of its structure, and the digests of its parts and of its record."""
+    """A checkpoint to be read back: a state of its structure, and the digests of its parts and of its record."""
 
     step: int
     like: Any
@@ -138,7 +138,7 @@ class Checkpoints:
             self._unread = None
 
     def _arrays(self, step: int) -> int:
-        """How many arrays of a checkpoint its manifest leads to. Without one TensorStore finds none and says nothing."""
+        """How many arrays a checkpoint's manifest leads to. Without one TensorStore finds none and says nothing."""
         base = {"driver": "file", "path": f"{self._place}/{step}/state/"}
         keys: Any = ts.KvStore.open({"driver": "ocdbt", "base": base}).result().list().result()
         names = collections.Counter(key.rpartition(b"/")[0] for key in keys)  # of an array: .zarray, and its values

@@ -89,7 +89,7 @@ def load(workdir: str | Path) -> Classifier:
     Raises:
       UserError: for a folder that holds none, or several.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = folders.named(workdir)
     result = folders.read_result(workdir)
     if result is None:
         raise UserError(f"{workdir} is not the folder of a finished run: it has no {folders.RESULT}")
