@@ -108,7 +108,7 @@ def test_a_checkpoint_lies_in_a_folder_of_any_name(tmp_path, name):
     assert saved_tree(workdir, 5)["params"]["fc"].keys() == {"kernel", "bias"}
 
 
-@pytest.mark.parametrize("lost", ["manifest.ocdbt", "d", "_METADATA"])
+@pytest.mark.parametrize("lost", ["manifest.ocdbt", "ocdbt.process_*"])
 def test_a_checkpoint_that_is_not_there_is_not_told_to_be(tmp_path, monkeypatch, lost):
     """As on a disk that says yes and keeps nothing."""
     checkpoints = Checkpoints(tmp_path)

@@ -285,10 +285,11 @@ def _same_run(workdir: Path, config: Mapping[str, Any]) -> None:
     old, new = flatten(read_config(workdir)), flatten(json.loads(json.dumps(config)))
     done, moved = read_result(workdir) is not None, _moved(workdir, old, new)
     free = FREE if done and moved is None else (*FREE, *PLACES)
+    other_kind = _kind(old.get("data.source")) != _kind(new.get("data.source"))
     changed = [
         f"{k}: {old.get(k)!r} there, {new.get(k)!r} now"
         for k in sorted(old.keys() | new.keys())
-        if old.get(k) != new.get(k) and (k not in free or (k == "data.source" and _kind(old[k]) != _kind(new[k])))
+        if old.get(k) != new.get(k) and (k not in free or (k == "data.source" and other_kind))
     ]
     if changed:
         raise UserError(
@@ -323,7 +324,7 @@ def place_of(config: Mapping[str, Any]) -> str:
     return f"{config['source']} {config['tfds_dir'] and os.path.realpath(os.path.expanduser(config['tfds_dir']))}"
 
 
-def _kind(source: str) -> str:
+def _kind(source: Any) -> Any:
     """What is left of a source without its place: `folder`, or all of `tfds:NAME`."""
     kind = str(source).partition(":")[0]
     return kind if kind in _KINDS_OF_FOLDERS else source

@@ -15,15 +15,22 @@ _EXAMPLES = 3
 
 
 def keep(folder: Path, config: Any, data: Data) -> None:
-    """Writes into a run's folder which pictures it has, and where they lie. `config` is `config.data`."""
+    """Writes into a run's folder which pictures it has, and where they lie. `config` is `config.data`.
+
+    Raises:
+      UserError: where it cannot.
+    """
     held = np.flatnonzero(data.pixels.held)
-    folders.write_arrays(
-        folder / folders.IMAGES,
-        place=np.array(folders.place_of(config.to_dict())),
-        names=np.array([data.source.names[i] for i in held]),
-        contents=data.contents[held],
-        skipped=np.array([name for name, _ in data.pixels.skipped], np.str_),
-    )
+    arrays = {
+        "place": np.array(folders.place_of(config.to_dict())),
+        "names": np.array([data.source.names[i] for i in held]),
+        "contents": data.contents[held],
+        "skipped": np.array([name for name, _ in data.pixels.skipped], np.str_),
+    }
+    try:
+        folders.write_arrays(folder / folders.IMAGES, **arrays)
+    except OSError as error:
+        raise UserError(f"--workdir={folder} cannot be written to: {error.strerror or error}") from None
 
 
 def check(folder: Path, data: Data) -> None:
@@ -32,6 +39,12 @@ def check(folder: Path, data: Data) -> None:
         held = np.flatnonzero(data.pixels.held)
         now = {data.source.names[i]: data.contents[i] for i in held.tolist()}
         _compare(data.source.spec, kept[0], now)
+
+
+def of_run(workdir: Path) -> dict[str, bytes]:
+    """Digests of what a run's images held, by name: also of a member's, or a round's, which lie with the whole."""
+    places = (workdir.resolve(), *workdir.resolve().parents[:2])
+    return next((kept[0] for place in places if (kept := _kept(place)) is not None), {})
 
 
 def check_moved(workdir: Path, config: Any) -> None:
