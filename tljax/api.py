@@ -185,7 +185,7 @@ def load(workdir: str | Path) -> Run:
       UserError: where there is none.
     """
     begin()
-    workdir = Path(workdir).expanduser()
+    workdir = folders.named(workdir)
     result = folders.read_result(workdir)
     if result is None:
         raise UserError(f"{workdir} is not the folder of a finished run: it has no {folders.RESULT}")
@@ -209,7 +209,7 @@ def fit(config: Any, workdir: str | Path, *, overwrite: bool = False, quiet: boo
       Interrupted: on SIGINT or SIGTERM, after saving.
     """
     begin()
-    workdir = Path(workdir).expanduser()
+    workdir = folders.named(workdir)
     if _made(config).run != "train":
         raise UserError(f"config.run={config.run!r} is for the command line; say run='train'")
     try:

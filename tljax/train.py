@@ -20,6 +20,7 @@ from tljax.agree import Stop, agree, agree_on_config, agree_on_folder, agree_on_
 from tljax.checkpoint import Checkpoints
 from tljax.checks import check
 from tljax.clock import Clock
+from tljax.data import content
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
 from tljax.divergence import beginning, parallel_trace, watched
@@ -87,7 +88,11 @@ def run(
     if config.deterministic and jax.default_backend() == "gpu" and not is_deterministic():
         raise UserError("deterministic=True comes too late here; set XLA_FLAGS=--xla_gpu_deterministic_ops=true")
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
+    if not overwrite:
+        content.check_moved(workdir, config)
     experiment, variables = prepare(config, decoded or workdir, console)
+    if not overwrite:
+        content.check(decoded or workdir, experiment.data)
     for title, rows in plan_tables(experiment.phases[0], experiment.plans[0], members=len(experiment.members)):
         console_lib.print_table(console, title, rows)
     before()
@@ -99,6 +104,7 @@ def run(
             folders.claim(workdir, config.to_dict(), overwrite=overwrite)
             if choices:
                 write_choices(workdir, config, choices)
+            content.keep(decoded or workdir, config.data, experiment.data)
             if config.pictures:
                 experiment.save_augmented(workdir / "augmented.png")
         agree_on_folder(workdir)
@@ -152,6 +158,9 @@ class Trainer:
             self.x.data.sealed.reads.update(record.get("test_labels", {}))
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
             self.tell_of_lost_best()
+            if "content" not in record:
+                console.print("an older version began this run and did not keep what is in its images: nobody can tell "
+                              "whether they are the same pictures under the same names")  # fmt: skip
         self.step = int(state.step)
         agree(lambda: {"the step that the run goes on from": self.step})
         self.state = replicate(state)
@@ -164,7 +173,7 @@ class Trainer:
             if record["config"] != config:
                 raise UserError(f"the checkpoints in {self.workdir} are of a run of another config; give another "
                                 "--workdir, or --overwrite")  # fmt: skip
-            if record["data"] != data.fingerprint:
+            if record["data"] != data.fingerprint or record.get("content", data.content) != data.content:
                 raise UserError(
                     f"the images of {data.source.spec}, or their split, have changed since this run began: it may have "
                     f"trained on what it would test on; give another --workdir, or --overwrite"
@@ -361,6 +370,7 @@ class Trainer:
             "diverged": self.diverged,
             "clocks": [dataclasses.asdict(clock) for clock in self.clocks],
             "data": self.x.data.fingerprint,
+            "content": self.x.data.content,
             "config": folders.digest_of_config(self.x.config.to_dict()),
             "test_labels": dict(self.x.data.sealed.reads),
         }

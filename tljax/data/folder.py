@@ -55,13 +55,14 @@ class Files:
                 raise OSError("larger than 1 GiB")
             return file.read()
 
-    def stamp(self, index: int) -> tuple[int, int]:
-        """Size in bytes and time of last change in nanoseconds; zeros where the file is gone."""
+    def stamp(self, index: int) -> tuple[int, int, int]:
+        """Size in bytes, and in nanoseconds the times of the last change of what is in it and of what it is called;
+        zeros where the file is gone."""
         try:
             status = os.stat(self._paths[index])
         except OSError:
-            return 0, 0
-        return status.st_size, status.st_mtime_ns
+            return 0, 0, 0
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def open_folder(path: str | os.PathLike[str], *, label: str = "folder") -> Source:

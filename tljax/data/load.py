@@ -67,6 +67,20 @@ class Data(Listed):
             digest.update(repr((split, named)).encode())
         return digest.hexdigest()
 
+    @property
+    def contents(self) -> np.ndarray:
+        """Digests of what the images were decoded from, bytes `[N]`."""
+        assert self.pixels.contents is not None
+        return self.pixels.contents
+
+    @functools.cached_property
+    def content(self) -> str:
+        """A digest of what is in which image, by name, of all splits."""
+        digest = hashlib.sha256()
+        for i in np.unique(np.concatenate(list(self.splits.values()))).tolist():
+            digest.update(repr((self.source.names[i], self.contents[i].decode())).encode())
+        return digest.hexdigest()
+
     def labels(self, split: str, why: str = "") -> np.ndarray:
         """Of the images of a split. The test's are read for a reason, which result.json tells."""
         images = self.splits[split]

@@ -24,6 +24,7 @@ from tljax.errors import UserError
 
 # A cache file is the pixels, then a JSON record, the record's length in 8 bytes, and this.
 _MAGIC = b"tljaxpx1"
+_CONTENT = "S32"
 MAX_ASPECT = 2.0  # see `decode`
 _IN_FLIGHT = 4  # decoded images waiting for their turn, per worker
 
@@ -37,12 +38,15 @@ class Pixels:
       offsets: int64 `[N]`, where the image of each index in the source begins.
       sizes: int32 `[N, 2]`, height and width; zeros for images that are not held.
       skipped: (name, reason) of images that were asked for and could not be read, in the order of their indices.
+      contents: digests of the files, or of what else the source gave, that they were decoded from: bytes `[N]`, empty
+        for images that are not held; None where it is not known.
     """
 
     buffer: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
     skipped: tuple[tuple[str, str], ...] = ()
+    contents: np.ndarray | None = None
 
     def image(self, index: int) -> np.ndarray:
         """One picture, a view, uint8 `[h, w, 3]`. Raises KeyError for an image that is not held."""
@@ -104,6 +108,7 @@ def decode_all(
         return kept
 
     sizes = np.zeros((len(source), 2), np.int32)
+    contents = np.zeros(len(source), _CONTENT)
     skipped: list[tuple[str, str]] = []
     workers = max(1, workers or _processors())
     limit = available_memory() // 2 if memory_bytes is None else memory_bytes
@@ -117,7 +122,9 @@ def decode_all(
     def work(index: int) -> np.ndarray | str:
         try:
             box = None if boxes is None or np.isnan(boxes[index]).any() else boxes[index]
-            return decode(source.read(index), short_side=short_side, max_aspect=max_aspect, box=box)
+            data = source.read(index)
+            contents[index] = content_of(data)
+            return decode(data, short_side=short_side, max_aspect=max_aspect, box=box)
         except Unreadable as error:
             return error.reason
         except OSError as error:
@@ -131,6 +138,7 @@ def decode_all(
         for done, (index, result) in enumerate(_in_order(pool, work, wanted.tolist(), _IN_FLIGHT * workers), 1):
             if isinstance(result, str):
                 skipped.append((source.names[index], result))
+                contents[index] = b""
             else:
                 sizes[index] = result.shape[:2]
                 if file is None and total + result.size > memory.size:
@@ -145,9 +153,18 @@ def decode_all(
             if progress:
                 progress(done, len(wanted))
         if file is not None:
-            file.finish(sizes[wanted], skipped)
+            file.finish(sizes[wanted], skipped, contents[wanted])
             memory = np.memmap(file.path, np.uint8, "r", shape=(total,))
-    return Pixels(memory[:total], _offsets(sizes), sizes, tuple(skipped))
+    return Pixels(memory[:total], _offsets(sizes), sizes, tuple(skipped), contents)
+
+
+def content_of(data: bytes | np.ndarray) -> bytes:
+    """A digest of what a source gives for an image, whatever its name, place and times; hexadecimal."""
+    shape = b"" if isinstance(data, bytes) else repr((data.shape, data.dtype.str)).encode()
+    whole = data if isinstance(data, bytes) else np.ascontiguousarray(data).data
+    digest = hashlib.blake2b(shape, digest_size=16)
+    digest.update(whole)
+    return digest.hexdigest().encode()
 
 
 def drop(splits: Mapping[str, np.ndarray], pixels: Pixels) -> dict[str, np.ndarray]:
@@ -265,10 +282,14 @@ class _CacheFile:
         except OSError as error:
             raise self._no_room(error) from None
 
-    def finish(self, sizes: np.ndarray, skipped: list[tuple[str, str]]) -> None:
-        """Appends the record (sizes in the order of the images asked for) and moves the file into its place."""
+    def finish(self, sizes: np.ndarray, skipped: list[tuple[str, str]], contents: np.ndarray) -> None:
+        """Appends the record (sizes and contents in the order of the images asked for) and moves the file into its
+        place."""
         assert self._file is not None
-        found = {"key": self._key, "digest": self._digest.hexdigest(), "sizes": sizes.tolist(), "skipped": skipped}
+        found = {
+            "key": self._key, "digest": self._digest.hexdigest(), "sizes": sizes.tolist(), "skipped": skipped,
+            "contents": [content.decode() for content in contents],
+        }  # fmt: skip
         record = json.dumps(found).encode()
         self.write(record + len(record).to_bytes(8, "little") + _MAGIC)
         try:
@@ -311,6 +332,8 @@ def _reopen(path: Path, key: str, count: int, wanted: np.ndarray) -> Pixels | No
             return None
         sizes = np.zeros((count, 2), np.int32)
         sizes[wanted] = record["sizes"]
+        contents = np.zeros(count, _CONTENT)
+        contents[wanted] = record["contents"]
         total = int((sizes[:, 0].astype(np.int64) * sizes[:, 1] * 3).sum())
         if total != end - length:
             return None
@@ -319,4 +342,5 @@ def _reopen(path: Path, key: str, count: int, wanted: np.ndarray) -> Pixels | No
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Pixels(buffer, _offsets(sizes), sizes, tuple((name, reason) for name, reason in record["skipped"]))
+    skipped = tuple((name, reason) for name, reason in record["skipped"])
+    return Pixels(buffer, _offsets(sizes), sizes, skipped, contents)

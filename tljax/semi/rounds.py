@@ -22,6 +22,7 @@ from tljax import memo, train
 from tljax import workdir as folders
 from tljax.agree import together
 from tljax.checks import check
+from tljax.data import content
 from tljax.data.labels import PseudoLabels
 from tljax.data.load import Listed, open_data
 from tljax.errors import UserError
@@ -63,6 +64,8 @@ def run(
     if config.semi.calibrate and "val" not in listed.splits:
         raise UserError("semi.calibrate=True fits a temperature on validation images, and there are none")
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
+    if not overwrite:
+        content.check_moved(workdir, config)
     rounds: list[Record] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(memo.sharing())
