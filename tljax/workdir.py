@@ -23,8 +23,8 @@ except ImportError:  # Windows: two runs in one folder are then not noticed
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.csv"
 SPILL, LOCK = "pixels.u8", ".lock"
-_OURS = {CONFIG, RESULT, METRICS, SPILL, LOCK, "checkpoints", "members", "predictions.npz", "augmented.png", "curves.png",
-         "calibration.png"}  # fmt: skip
+_OURS = {CONFIG, RESULT, METRICS, SPILL, LOCK, "checkpoints", "members", "predictions.npz", "augmented.png",
+         "curves.png", "calibration.png"}  # fmt: skip
 # Fields that do not change what a run computes.
 FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "cache.memory_gb", "pictures",
         "stop_at_nan", "trackers")  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tljax.data.layout import SPLITS, Folder, Layout, understand
+from tljax.data.layout import FIELDS, Folder, Layout, understand
 from tljax.data.source import Source
 from tljax.errors import UserError
 from tljax.workdir import wrote
@@ -19,10 +19,12 @@ from tljax.workdir import wrote
 _CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "icon\r", "lost+found",
             "system volume information"}  # fmt: skip
 _HIDDEN_FOLDERS = {".git", ".svn", ".hg", ".dvc", ".cache", ".venv", ".idea", ".vscode", ".ipynb_checkpoints", ".trash",
-                   ".trashes", ".thumbnails", ".thumbs", ".appledouble", ".spotlight-v100", ".fseventsd", ".picasaoriginals",
-                   ".documentrevisions-v100", ".temporaryitems", ".tmp.driveupload"}  # fmt: skip
+                   ".trashes", ".thumbnails", ".thumbs", ".appledouble", ".spotlight-v100", ".fseventsd",
+                   ".picasaoriginals", ".documentrevisions-v100", ".temporaryitems",
+                   ".tmp.driveupload"}  # fmt: skip
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp", ".tif",
-                   ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".avif", ".heic", ".heif", ".hif", ".jxl"}  # fmt: skip
+                   ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".avif", ".heic", ".heif", ".hif",
+                   ".jxl"}  # fmt: skip
 # Any other suffix may be part of a name ("Mr. Smith", "frame.0001"): such a file is tried, and skipped if no image.
 _OTHER_SUFFIXES = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".htm",
                    ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z",
@@ -74,8 +76,9 @@ def open_folder(
 
     Layouts, by `label`:
 
-    * `'folder'`: `path/CLASS/...`; `path/SPLIT/CLASS/...` or `path/CLASS/SPLIT/...` with the splits official. The names of
-      splits may be `train`, `training_set`, `seg_train`, `valid`, `dev`, `holdout`, ... (see `layout`); `train` is needed.
+    * `'folder'`: `path/CLASS/...`; `path/SPLIT/CLASS/...` or `path/CLASS/SPLIT/...` with the splits official. Names of
+      splits may be `train`, `training_set`, `seg_train`, `valid`, `dev`, `holdout`, ... (see `layout`), `train` among
+      them.
       Images may lie deeper inside a class folder, as with torchvision's ImageFolder.
     * `'regex:PATTERN'`: the first group of PATTERN, searched in the file name (suffix included), is the class, as in
       fastai's `from_name_re`; files may lie at any depth, and folders named as splits are still splits.
@@ -87,13 +90,14 @@ def open_folder(
     Args:
       path: the folder.
       label: see above.
-      named: by split, its folder, relative to `path` or not, or several with commas between. `'.'` is all that is in no
-        other one; as `train` alone, all of it with classes for first folders. What is not named is as the folder has it.
+      named: by split, its folder, relative to `path` or not, or several with commas between. `'.'` is all that is in
+        no other one; as `train` alone, all of it with classes for first folders. What is not named is as the folder
+        has it.
 
     Raises:
-      UserError: no such folder, no images, fewer than two classes, classes in `val` or `test` that `train` lacks, classes
-        whose names are the same to a reader, folders that can be read in two ways, or a regular expression that does
-        not compile, has no group, or matches no file name.
+      UserError: no such folder, no images, fewer than two classes, classes in `val` or `test` that `train` lacks,
+        classes whose names are the same to a reader, folders that can be read in two ways, or a regular expression that
+        does not compile, has no group, or matches no file name.
     """
     root = existing_folder(path)
     pattern = _pattern(label)
@@ -133,7 +137,8 @@ def open_folder(
                 where.append(next(iter(below.folders)))
                 below = below.folders[where[-1]]
             inner = sorted(below.folders) if below else []
-        meant = f"data.train={'/'.join(where)}" if layout.places else f"folder:{os.path.join(path, *where)}"
+        inside = " ".join("/".join(where).splitlines())
+        meant = f"data.train={inside}" if layout.places else f"folder:{os.path.join(path, inside)}"
         hint = f"is {meant} meant, with {len(inner)} folders in it?" if inner else "there must be at least two"
         raise UserError(f"only one class, {classes[0]!r}, in {str(path)!r}; {hint}")
 
@@ -142,7 +147,7 @@ def open_folder(
         notes.append(f"no images in {words}: no {'class' if len(empty) == 1 else 'classes'}")
     place = {cls: i for i, cls in enumerate(classes)}
     splits = {}
-    for split in SPLITS:
+    for split in FIELDS:
         members = np.array([i for i, row in enumerate(rows) if row[2] == split], np.int64)
         if members.size:
             splits[split] = members
@@ -190,7 +195,7 @@ def _named_folders(
     for split, value in named.items():
         whole = (root / os.path.expanduser(value)).is_dir()  # its name may have a comma in it
         for text in filter(None, [value] if whole else map(str.strip, value.split(","))):
-            field, place = f"data.{split}={text}", root / os.path.expanduser(text)
+            field, place = f"data.{FIELDS[split]}={text}", root / os.path.expanduser(text)
             if not place.is_dir():
                 raise UserError(f"{field}: there is no folder {str(place)!r}; it is looked for from {str(root)!r}")
             inside = os.path.relpath(os.path.abspath(place), os.path.abspath(root)).replace(os.sep, "/")
@@ -203,7 +208,7 @@ def _named_folders(
                 skipped += [(f"{inside}/{name}", reason) for name, reason in passed]
             name = printable(inside)
             if name in found:
-                raise UserError(f"{field}: that folder is data.{found[name]}, too; an image is in one split")
+                raise UserError(f"{field}: that folder is data.{FIELDS[found[name]]}, too; an image is in one split")
             if name != "." and not any(image.startswith(f"{name}/") for image in files):
                 raise UserError(f"{field}: no images in that folder")
             found[name] = split

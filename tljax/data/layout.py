@@ -13,7 +13,9 @@ from typing import Self
 
 from tljax.errors import UserError
 
-SPLITS = ("train", "val", "test")
+FIELDS = {"train": "train", "val": "validation", "test": "test"}
+"""The splits, and the fields under `data` that name their folders; `data.val` is a share."""
+
 _WORDS = {
     "train": "train trains training trained trainval trn trng learn learning",
     "val": "val vals valid validate validation validating vld dev devel develop development eval evaluate evaluation "
@@ -24,10 +26,9 @@ _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words.sp
 # As likely a language or a country: splits only where nothing else lies beside them.
 _SHORT = {"tr": "train", "va": "val", "vl": "val", "te": "test", "ts": "test"}
 # What says nothing of which split, or which class, it is.
-_PLAIN = frozenset(
-    "set sets data dataset datasets image images img imgs pic pics picture pictures photo photos folder folders dir "
-    "split splits sample samples part the of for".split()
-)
+_PLAIN_WORDS = """set sets data dataset datasets image images img imgs pic pics picture pictures photo photos folder
+    folders dir split splits sample samples part the of for"""
+_PLAIN = frozenset(_PLAIN_WORDS.split())
 _GLUED = re.compile(r"(.+?)(?:sets?|data|datasets?|images?|imgs?|splits?)")
 
 
@@ -195,7 +196,9 @@ class _Reader:
                 return layout
         if not self.by_folder:
             looks = self.nested(root) or sorted(name for name in root.folders if is_split_name(name))
-            return Layout(notes=(f"{_few(map(repr, looks))}: taken for no split; {_say(looks)} if meant",) if looks else ())
+            return Layout(
+                notes=(f"{_few(map(repr, looks))}: taken for no split; {_say(looks)} if meant",) if looks else ()
+            )
         return self.within_classes(root) or Layout(notes=tuple(self.doubts(root)))
 
     def nested(self, root: Folder) -> list[str]:
@@ -231,17 +234,17 @@ class _Reader:
         if "train" not in sets:
             if others and len(sets) < 2:
                 return None
-            raise UserError(f"{self.path!r} has {', '.join(names)} but no train; add train/CLASS/..., or {say}")
+            raise UserError(f"{self.path!r} has {_few(names)} but no train; add train/CLASS/..., or {say}")
         if max(sets.values()) > 1:
-            raise UserError(f"{self.path!r} has two folders for one split among {', '.join(names)}; keep one of each, "
+            raise UserError(f"{self.path!r} has two folders for one split among {_few(names, 9)}; keep one of each, "
                             f"or {say}")  # fmt: skip
         training = next(name for name, split in group.items() if split == "train")
         if self.by_folder and training not in deep:
             if not others and not deep:  # told as images that are in no class folders
                 return Layout({prefix + place: (group[name], "") for name, place in places.items()})
             raise UserError(
-                f"{self.path!r} has {', '.join(names)}, but no class folders in {training!r}; put its images in "
-                f"{training}/CLASS/..., or say data.train=. if all its folders are classes"
+                f"{self.path!r} has {_few(names)}, but no class folders in {training!r}; put its images in "
+                f"{_shown(training)}/CLASS/..., or say data.train=. if all its folders are classes"
             )
         notes += [
             f"{name!r} has no class folders: its {here.folders[name].total:,} images have no labels and are left out"
@@ -251,7 +254,7 @@ class _Reader:
         for name in others:
             if self.by_folder and len(classes) > 1 and classes <= set(here.at(_inner(here, name)).folders):  # type: ignore[union-attr]
                 raise UserError(
-                    f"{self.path!r} has {', '.join(names)}, and {name!r} with the same folders in it; {say}, with "
+                    f"{self.path!r} has {_few(names)}, and {name!r} with the same folders in it; {say}, with "
                     f"{name!r} in one of them (A,B are two folders) or in none, or data.train=. if all are classes"
                 )
         notes += _left_out(here, others)
@@ -284,13 +287,13 @@ class _Reader:
         if not split:
             return None
         first = split[0]
-        of_first = ", ".join(sorted(inner[first]))
+        of_first = _few(sorted(inner[first]))
         below = [{name for part in inner[cls] for name in root.folders[cls].folders[part].folders} for cls in split]
         common = set.intersection(*below)
         if len(common) > 1 and (len(split) > 1 or len(root.folders) > 1):
             raise UserError(
                 f"{self.path!r} has {_few(map(repr, split))}, with {of_first} in it, and these have "
-                f"{_few(sorted(common))}; is folder:{self.path.rstrip('/')}/{first} meant? "
+                f"{_few(sorted(common))}; is folder:{self.path.rstrip('/')}/{_shown(first)} meant? "
                 f"Else {_say(f'{first}/{part}' for part in sorted(inner[first]))}"
             )
         without = sorted(name for name, places in inner.items() if not places)
@@ -319,13 +322,15 @@ class _Reader:
         tops = root.folders
         looks = [name for name in sorted(tops) if is_split_name(name)]
         inside = {name: set(folder.folders) for name, folder in tops.items()}
-        alike = len(tops) > 1 and len(set(map(frozenset, inside.values()))) == 1 and len(next(iter(inside.values()))) > 1
+        alike = (
+            len(tops) > 1 and len(set(map(frozenset, inside.values()))) == 1 and len(next(iter(inside.values()))) > 1
+        )
         maybe = sorted(name for name in tops if split_in(name))
         if nested := self.nested(root):
             raise UserError(
                 f"{self.path!r} has splits within a folder, {_few(nested)}; is "
-                f"folder:{self.path.rstrip('/')}/{nested[0].rpartition('/')[0]} meant? Else {_say(nested)}, or data.train=. "
-                "if the first folders are classes"
+                f"folder:{self.path.rstrip('/')}/{_shown(nested[0].rpartition('/')[0])} meant? Else {_say(nested)}, or "
+                "data.train=. if the first folders are classes"
             )
         for name in sorted(tops) if len(tops) > 1 else ():
             place = _inner(root, name)
@@ -333,7 +338,7 @@ class _Reader:
             if len(below) > 1 and (place != name or (_is_plain(name) and not tops[name].images)):
                 raise UserError(
                     f"{self.path!r} has {place!r} with {_few(sorted(below))} in it; is "
-                    f"folder:{self.path.rstrip('/')}/{place} meant? Say data.train=. if "
+                    f"folder:{self.path.rstrip('/')}/{_shown(place)} meant? Say data.train=. if "
                     f"{_few(map(repr, sorted(tops)))} are the classes"
                 )
         for name in looks:
@@ -342,7 +347,7 @@ class _Reader:
                 which = split_in(name).split  # type: ignore[union-attr]
                 raise UserError(
                     f"{self.path!r} has {name!r} with {_few(map(repr, both))} in it, which lie beside it, too; say "
-                    f"data.{which}={name}" + ("" if which == "train" else " (the rest is then train)")
+                    f"data.{FIELDS[which]}={_shown(name)}" + ("" if which == "train" else " (the rest is then train)")
                     + ", or data.train=. if all are classes"
                 )  # fmt: skip
             lone = len(inside[name]) > 1 and not any(inside[other] for other in tops if other != name)
@@ -374,11 +379,16 @@ def _say(names: Iterable[str]) -> str:
     given: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for name in names:
         if named := split_in(name.split("/")[-1]):
-            given[named.split].append(name)
+            given[named.split].append(_shown(name))
     words = {split: ",".join(folders) or "FOLDER" for split, folders in given.items() if folders or split != "val"}
-    return "say " + " ".join(f"data.{split}={folder}" for split, folder in words.items())
+    return "say " + " ".join(f"data.{FIELDS[split]}={folder}" for split, folder in words.items())
+
+
+def _shown(name: str) -> str:
+    """A name on one line."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def _few(words: Iterable[str], most: int = 4) -> str:
-    listed = list(words)
+    listed = [_shown(word) for word in words]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
