@@ -2,7 +2,7 @@
 
 hypothesis draws the trees: depth, names, splits, broken files, links, empty folders, Unicode. Of each tree must hold:
 no traceback, a refusal is one line, and, unless it is said, no class is called as a split, no image is in two splits,
-and no class is without images. The last line says what was tried and what was lost; what was lost is printed as the files of
+and no class is without images. The last line says what was tried and what was lost, which is printed as the files of
 its tree, and the exit status is 1.
 """
 

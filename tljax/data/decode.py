@@ -22,7 +22,7 @@ from PIL import Image, features
 # Ghostscript) or take almost any bytes for an image (TGA).
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB", "JPEG2000", "AVIF", "ICO")
 # What Pillow reads by a plugin alone, of the extra [formats]: the package, its module, and the name of its format.
-_PLUGINS = {"HEIC": ("pillow-heif", "pillow_heif", "HEIF"), "JPEG XL": ("pillow-jxl-plugin", "pillow_jxl", "JXL")}
+PLUGINS = {"HEIC": ("pillow-heif", "pillow_heif", "HEIF"), "JPEG XL": ("pillow-jxl-plugin", "pillow_jxl", "JXL")}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -82,9 +82,9 @@ def decode(
         raise Unreadable(f"a JPEG with more than {_MOST_SCANS} scans")
     try:
         kind = _needs_plugin(data)
-        if kind and not _has_plugin(kind):
-            raise Unreadable(f"a {kind} picture, which needs {_PLUGINS[kind][0]} (pip install '.[formats]')")
-        formats = (_PLUGINS[kind][2],) if kind else _FORMATS
+        if kind and not has_plugin(kind):
+            raise Unreadable(f"a {kind} picture, which needs {PLUGINS[kind][0]} (pip install '.[formats]')")
+        formats = (PLUGINS[kind][2],) if kind else _FORMATS
         with _quiet_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise Unreadable(f"{image.width}x{image.height} is more than {max_pixels / 1e6:g} megapixels")
@@ -208,20 +208,24 @@ def _needs_plugin(data: bytes) -> str:
     size = int.from_bytes(data[:4], "big")
     brands = [data[i : i + 4] for i in (8, *range(16, min(size, 64), 4))] if data[4:8] == b"ftyp" else []
     heic = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}
-    return "HEIC" if heic & set(brands) or (brands[:1] in ([b"mif1"], [b"msf1"]) and b"avif" not in brands) else ""
+    return (
+        "HEIC"
+        if heic & set(brands) or (brands[:1] in ([b"mif1"], [b"msf1"]) and not {b"avif", b"avis"} & set(brands))
+        else ""
+    )
 
 
 @functools.cache
-def _has_plugin(kind: str) -> bool:
+def has_plugin(kind: str) -> bool:
     """Whether the plugin of a format is there; makes Pillow know of it."""
     try:
-        module = importlib.import_module(_PLUGINS[kind][1])
+        module = importlib.import_module(PLUGINS[kind][1])
         if kind == "HEIC":
             module.register_heif_opener(thumbnails=False)
     except (ImportError, OSError):  # its own libraries may be missing
         return False
     Image.init()
-    return _PLUGINS[kind][2] in Image.OPEN
+    return PLUGINS[kind][2] in Image.OPEN
 
 
 def _what_it_is(data: bytes) -> str:

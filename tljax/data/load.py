@@ -188,6 +188,14 @@ def open_data(config: Any, *, seed: int) -> Listed:
         seed=config.split_seed,
         stratify=config.stratify,
     )
+    if source.splits and not split.startswith(("official", "kfold:")):
+        if lost := [f"data.{FIELDS[name]}={named[name]}" for name in ("val", "test") if name in named]:
+            raise UserError(f"data.split={split} divides all images anew, which leaves no sense to {' and '.join(lost)}; "
+                            "say data.split=official")  # fmt: skip
+        pooled = (
+            f"the source's own splits ({', '.join(source.splits)}) are put together, as data.split={split} divides anew"
+        )
+        source = dataclasses.replace(source, notes=(*source.notes, pooled))
     if config.pseudo and config.labels == "all":
         raise UserError(f"data.pseudo={config.pseudo} has labels for unlabelled images, but data.labels=all")
     test = splits.get("test", np.empty(0, np.int64))
