@@ -327,5 +327,5 @@ def test_formats_of_the_extra_are_read_where_it_is_installed(tmp_path, kind, nam
 
 @pytest.mark.parametrize("brands", [b"avifmif1avif", b"mif1\0\0\0\0avif", b"avis\0\0\0\0msf1"])
 def test_avif_is_not_taken_for_heic(brands):
-    with pytest.raises(Unreadable, match="^(?!.*HEIC)"):
+    with pytest.raises(Unreadable, match=r"^(?!.*HEIC)"):
         decode(b"\0\0\0\x18ftyp" + brands + bytes(200), short_side=8)

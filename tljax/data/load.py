@@ -190,11 +190,10 @@ def open_data(config: Any, *, seed: int) -> Listed:
     )
     if source.splits and not split.startswith(("official", "kfold:")):
         if lost := [f"data.{FIELDS[name]}={named[name]}" for name in ("val", "test") if name in named]:
-            raise UserError(f"data.split={split} divides all images anew, which leaves no sense to {' and '.join(lost)}; "
-                            "say data.split=official")  # fmt: skip
-        pooled = (
-            f"the source's own splits ({', '.join(source.splits)}) are put together, as data.split={split} divides anew"
-        )
+            raise UserError(f"data.split={split} divides all images anew and would ignore {' and '.join(lost)}; say "
+                            "data.split=official")  # fmt: skip
+        own = ", ".join(source.splits)
+        pooled = f"the source's own splits ({own}) are put together, since data.split={split}"
         source = dataclasses.replace(source, notes=(*source.notes, pooled))
     if config.pseudo and config.labels == "all":
         raise UserError(f"data.pseudo={config.pseudo} has labels for unlabelled images, but data.labels=all")
