@@ -73,7 +73,7 @@ def test_layouts_of_public_data_sets_are_understood(tmp_path, name):
 @pytest.mark.parametrize(
     "names, note",
     [
-        (files(["bus", "car", "train"]), "taken for a class: train"),
+        (files(["bus", "car", "train"]), "taken for a class: 'train'"),
         (files(["bus", "car", "train"], CLIPS), "say data.train=train data.test=FOLDER if not"),
         (files(["bus", "car", "train"], ["front", "back"]), "the 3 classes have the same folders in them"),
     ],
@@ -88,7 +88,7 @@ def test_a_class_called_train_is_a_class_and_said_to_be_one(tmp_path, names, not
 def test_classes_of_official_splits_may_be_called_train(tmp_path):
     source, found = read(tmp_path, files(["train", "test"], ["bus", "car", "train"], CLIPS))
     assert source.classes == ("bus", "car", "train")
-    assert found == {"train": 12, "test": 12}
+    assert found == {"train": 12, "test": 12} and source.notes == ("taken for a class: 'train'",)
 
 
 def test_names_with_a_split_in_them_are_no_splits_if_they_do_not_agree(tmp_path):
@@ -118,6 +118,7 @@ def test_names_with_a_split_in_them_are_no_splits_if_they_do_not_agree(tmp_path)
         (files("a/a", ["train", "test"], CLASSES) + files("test/test"), "is folder:.*a/a meant"),
         (files("simpsons/simpsons", CLASSES) + files("kaggle_testset"), "is folder:.*simpsons/simpsons meant"),
         (files(["images", "segmentations"], CLASSES), "is folder:.*images meant"),
+        (files("a/a", CLASSES) + files("b"), "is folder:.*a/a meant"),
         (files("all/of/it", CLASSES), "only one class, 'all', .*is folder:.*all/of/it meant"),
         (files(["rps-test-set", "rps-validation"], CLASSES), "no train; .* data.validation=rps-validation"),
     ],

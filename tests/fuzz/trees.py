@@ -145,7 +145,7 @@ def losses(root: Path, listed: load.Listed, result: Mapping[str, Any], said: str
     found, skipped = [], {name for name, _ in result["skipped"]["files"]}
     names, classes = listed.source.names, result["classes"]
     for name in classes:
-        if is_split_name(name) and not listed.source.splits and f"{name!r}"[1:-1] not in " ".join(listed.notes):
+        if is_split_name(name) and repr(name) not in " ".join(listed.notes):
             found.append(f"{name!r} is a class, and nothing says so")
     for split in ("validation", "test"):
         shares = (result["by_class"].get(split) or {}).items()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tljax.data.layout import FIELDS, Folder, Layout, understand
+from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, understand
 from tljax.data.source import Source
 from tljax.errors import UserError
 from tljax.workdir import wrote
@@ -145,6 +145,9 @@ def open_folder(
     if pattern is None and (empty := _without_images(skipped, layout, {cls for _, cls, _ in rows})):
         words = ", ".join(map(repr, empty[:4])) + (f" and {len(empty) - 4} more" if len(empty) > 4 else "")
         notes.append(f"no images in {words}: no {'class' if len(empty) == 1 else 'classes'}")
+    for cls in classes:
+        if is_split_name(cls) and not any(repr(cls) in note for note in notes):
+            notes.append(f"taken for a class: {cls!r}")
     place = {cls: i for i, cls in enumerate(classes)}
     splits = {}
     for split in FIELDS:

@@ -332,15 +332,19 @@ class _Reader:
                 f"folder:{self.path.rstrip('/')}/{_shown(nested[0].rpartition('/')[0])} meant? Else {_say(nested)}, or "
                 "data.train=. if the first folders are classes"
             )
-        for name in sorted(tops) if len(tops) > 1 else ():
-            place = _inner(root, name)
-            below = root.at(place).folders  # type: ignore[union-attr]
-            if len(below) > 1 and (place != name or (_is_plain(name) and not tops[name].images)):
-                raise UserError(
-                    f"{self.path!r} has {place!r} with {_few(sorted(below))} in it; is "
-                    f"folder:{self.path.rstrip('/')}/{_shown(place)} meant? Say data.train=. if "
-                    f"{_few(map(repr, sorted(tops)))} are the classes"
-                )
+        deeper = {name: _inner(root, name) for name in sorted(tops)}
+        below = {name: root.at(place).folders for name, place in deeper.items()}  # type: ignore[union-attr]
+        around = [
+            name for name, place in deeper.items()
+            if len(below[name]) > 1 and (place != name or (_is_plain(name) and not tops[name].images))
+        ]  # fmt: skip
+        if around and len(around) < len(tops):
+            place = deeper[around[0]]
+            raise UserError(
+                f"{self.path!r} has {place!r} with {_few(sorted(below[around[0]]))} in it; is "
+                f"folder:{self.path.rstrip('/')}/{_shown(place)} meant? Say data.train=. if "
+                f"{_few(map(repr, sorted(tops)))} are the classes"
+            )
         for name in looks:
             both = sorted(inside[name] & (set(tops) - {name}))
             if both:
@@ -369,9 +373,9 @@ class _Reader:
             same = _few(map(repr, sorted(next(iter(inside.values())))))
             yield (f"the {len(tops)} classes have the same folders in them, {same}; if these are the classes, "
                    f"{_say(sorted(tops))}")  # fmt: skip
-        deeper = sorted({part for folder in inside.values() for part in folder if is_split_name(part)})
-        if deeper:
-            yield f"{_few(map(repr, deeper))} within classes are taken for parts of these, not for splits"
+        parts = sorted({part for folder in inside.values() for part in folder if is_split_name(part)})
+        if parts:
+            yield f"{_few(map(repr, parts))} within classes are taken for parts of these, not for splits"
 
 
 def _say(names: Iterable[str]) -> str:
