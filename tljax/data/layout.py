@@ -332,6 +332,12 @@ class _Reader:
                 f"folder:{self.path.rstrip('/')}/{_shown(nested[0].rpartition('/')[0])} meant? Else {_say(nested)}, or "
                 "data.train=. if the first folders are classes"
             )
+        if maybe and alike and len(tops) == 2:
+            raise UserError(
+                f"the folders {' and '.join(map(repr, sorted(tops)))} of {self.path!r} have the same folders in them "
+                f"({_few(sorted(next(iter(inside.values()))))}); {_say(sorted(tops))} if they are splits, data.train=. "
+                "if they are classes"
+            )
         deeper = {name: _inner(root, name) for name in sorted(tops)}
         below = {name: root.at(place).folders for name, place in deeper.items()}  # type: ignore[union-attr]
         around = [
@@ -360,12 +366,6 @@ class _Reader:
                     f"{self.path!r} has {name!r} with class folders in it, and {_few(sorted(set(tops) - {name}))} "
                     f"without; {_say([name])} to leave those out, or data.train=. if all are classes"
                 )
-        if maybe and alike and len(tops) == 2:
-            raise UserError(
-                f"the folders {' and '.join(map(repr, sorted(tops)))} of {self.path!r} have the same folders in them "
-                f"({_few(sorted(next(iter(inside.values()))))}); {_say(sorted(tops))} if they are splits, data.train=. "
-                "if they are classes"
-            )
         if looks:
             else_ = f"; {_say(looks)} if not" if any(inside[name] for name in looks) else ""
             yield f"taken for {'a class' if len(looks) == 1 else 'classes'}: {_few(map(repr, looks))}{else_}"
