@@ -136,6 +136,8 @@ def member_result(
     return result | {
         "calibration": {SPLITS[split]: found for split, found in calibrated.items()},
         "by_class": {SPLITS[split]: by_class(logits[split], known, classes) for split, known in labels.items()},
+        "without_images": {SPLITS[split]: names for split, names in x.data.without_images.items() if split in SPLITS},
+        "notes": x.data.notes,
         "duplicates": {"without": {SPLITS[split]: without(split, found["train"]) for split, found in copies.items()}},
         "test_labels": x.data.sealed.as_dict(),
         "best_step": best["step"],
@@ -237,7 +239,22 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
             for m, row in enumerate(rows)
         ],
     )
-    alike = ("train", "features", "skipped", "classes", "preprocessing", "weights", "versions", "device", "test_labels")
+    for name in SPLITS.values():
+        if unseen := console_lib.unseen_words(results[0]["without_images"], name):
+            trainer.console.print(unseen, markup=False)
+    alike = (
+        "train",
+        "features",
+        "skipped",
+        "without_images",
+        "notes",
+        "classes",
+        "preprocessing",
+        "weights",
+        "versions",
+        "device",
+        "test_labels",
+    )
     common = {name: results[0][name] for name in alike}
     twice = {name: told for name, told in results[0]["duplicates"].items() if name != "without"}
     return {

@@ -23,7 +23,7 @@ from tljax.explain import BEST, make_grad_cam, make_saliency
 from tljax.finish import SPLITS
 from tljax.predict import Picture, see
 from tljax.report.answers import LARGEST, Captioned, Reason, confusion_picture, gallery_picture, reason_picture
-from tljax.report.console import progress_bar
+from tljax.report.console import progress_bar, unseen_words
 from tljax.report.html import data_address, jpeg_address, make_templates
 from tljax.report.insides import filters_picture, maps_picture
 from tljax.studies.page import share_words
@@ -372,7 +372,8 @@ def _facts(classifier: Classifier) -> list[tuple[str, str]]:
         if s := result.get(name):
             low, high = (100 * end for end in s["interval95"])
             counts = f"{s['correct']:,} of {s['seen']:,}; 95% interval {low:.1f} to {high:.1f}"
-            facts.append((f"{name} accuracy", f"{100 * s['accuracy']:.1f}% ({counts})"))
+            unseen = unseen_words(result.get("without_images", {}), name)
+            facts.append((f"{name} accuracy", f"{100 * s['accuracy']:.1f}% ({counts}{unseen and '; '}{unseen})"))
     return [*facts, ("temperature", f"{classifier.temperature:.2f}; probabilities are calibrated by it")]
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ except ImportError:  # Windows: two runs in one folder are then not noticed
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.csv"
 IMAGES = "images.npz"  # which pictures the run has, by name and content
 SPILL, LOCK = "pixels.u8", ".lock"
+_OURS = {CONFIG, RESULT, METRICS, SPILL, LOCK, "checkpoints", "members", "predictions.npz", "augmented.png",
+         "curves.png", "calibration.png"}  # fmt: skip
 # Fields that do not change what a run computes.
 FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "cache.memory_gb", "pictures",
         "stop_at_nan", "trackers")  # fmt: skip
@@ -115,6 +117,17 @@ def read_config(workdir: Path) -> dict[str, Any]:
     ):
         raise UserError(f"{workdir / CONFIG} is not the config of a run of tljax")
     return config
+
+
+def wrote(folder: Path, names: Set[str] | None = None) -> bool:
+    """Whether a run, or the demo, wrote a folder; `names` are those of its files, where they are known."""
+    names = set(os.listdir(folder)) if names is None else names
+    if CONFIG in names or RESULT in names:
+        for read in (read_config, read_result):
+            with contextlib.suppress(UserError):
+                if "rows" not in (read(folder) or {"rows": "or not finished"}):
+                    return True
+    return len(names & _OURS) > 2  # one that was stopped, or damaged
 
 
 def digest_of_config(config: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ picture other than a person sees it, the person is right: EXIF orientation is ap
 """
 
 import contextlib
+import functools
+import importlib
 import io
 import logging
 import re
@@ -14,11 +16,13 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 # Formats that photographs come in. Without a list Pillow would also try those that start another program (EPS runs
 # Ghostscript) or take almost any bytes for an image (TGA).
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB", "JPEG2000", "AVIF", "ICO")
+# What Pillow reads by a plugin alone, of the extra [formats]: the package, its module, and the name of its format.
+PLUGINS = {"HEIC": ("pillow-heif", "pillow_heif", "HEIF"), "JPEG XL": ("pillow-jxl-plugin", "pillow_jxl", "JXL")}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,8 +55,9 @@ def decode(
 ) -> np.ndarray:
     """Decodes and resizes one image.
 
-    Reads JPEG (progressive, CMYK), PNG, GIF, BMP, WebP, TIFF, PPM, JPEG 2000, AVIF and ICO in all of Pillow's modes; of
-    several frames the first. Safe to call from several threads.
+    Reads JPEG (progressive, CMYK), PNG, GIF, BMP, WebP, TIFF, PPM, JPEG 2000, AVIF and ICO in all of Pillow's modes,
+    and HEIC and JPEG XL where the extra `[formats]` is installed; of several frames the first. Safe to call from
+    several threads.
 
     Args:
       data: the bytes of a file, or a decoded picture, uint8 `[H, W]` or `[H, W, 1 | 3 | 4]`.
@@ -76,7 +81,11 @@ def decode(
     if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MOST_SCANS:
         raise Unreadable(f"a JPEG with more than {_MOST_SCANS} scans")
     try:
-        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        kind = _needs_plugin(data)
+        if kind and not has_plugin(kind):
+            raise Unreadable(f"a {kind} picture, which needs {PLUGINS[kind][0]} (pip install '.[formats]')")
+        formats = (PLUGINS[kind][2],) if kind else _FORMATS
+        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise Unreadable(f"{image.width}x{image.height} is more than {max_pixels / 1e6:g} megapixels")
             image.load()
@@ -192,9 +201,36 @@ def _fit(image: Image.Image, short_side: int, max_aspect: float) -> Image.Image:
     return image.resize((short_side, span), Image.Resampling.BILINEAR, box=box)
 
 
+def _needs_plugin(data: bytes) -> str:
+    """HEIC or JPEG XL by its first bytes; empty for what Pillow itself may read."""
+    if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
+        return "JPEG XL"
+    size = int.from_bytes(data[:4], "big")
+    brands = [data[i : i + 4] for i in (8, *range(16, min(size, 64), 4))] if data[4:8] == b"ftyp" else []
+    heic = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}
+    return (
+        "HEIC"
+        if heic & set(brands) or (brands[:1] in ([b"mif1"], [b"msf1"]) and not {b"avif", b"avis"} & set(brands))
+        else ""
+    )
+
+
+@functools.cache
+def has_plugin(kind: str) -> bool:
+    """Whether the plugin of a format is there; makes Pillow know of it."""
+    try:
+        module = importlib.import_module(PLUGINS[kind][1])
+        if kind == "HEIC":
+            module.register_heif_opener(thumbnails=False)
+    except (ImportError, OSError):  # its own libraries may be missing
+        return False
+    Image.init()
+    return PLUGINS[kind][2] in Image.OPEN
+
+
 def _what_it_is(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
-        return "a HEIC picture, which Pillow cannot read; save it as JPEG"
+    if data[4:8] == b"ftyp" and b"avif" in data[8:32] and not features.check("avif"):
+        return "an AVIF picture, which this build of Pillow cannot read; save it as JPEG"
     if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "a web page, not an image"
     return "not an image that Pillow can read, or damaged in its first bytes"

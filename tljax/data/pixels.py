@@ -18,7 +18,7 @@ from typing import BinaryIO, Self
 import numpy as np
 import PIL
 
-from tljax.data.decode import Unreadable, decode
+from tljax.data.decode import PLUGINS, Unreadable, decode, has_plugin
 from tljax.data.source import Source
 from tljax.errors import UserError
 
@@ -224,6 +224,7 @@ def key_of(
 ) -> str:
     """A digest of all that the decoded images depend on, short of reading every file."""
     digest = hashlib.sha256(f"{PIL.__version__} {short_side} {max_aspect} {len(source)}".encode())
+    digest.update("".join(kind for kind in PLUGINS if has_plugin(kind)).encode())
     digest.update(b"" if boxes is None else boxes[wanted].tobytes())
     stamp = getattr(source.read, "stamp", None)
     for index in wanted.tolist():

@@ -22,6 +22,7 @@ class Source:
       boxes: `(ymin, xmin, ymax, xmax)` as fractions of the picture, float32 `[N, 4]`, NaN where unknown; None where
         the source has none at all.
       skipped: (name, reason) of files that were passed over while listing.
+      notes: what was decided while listing that may be meant otherwise, in words.
     """
 
     spec: str
@@ -32,6 +33,7 @@ class Source:
     splits: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     boxes: np.ndarray | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)

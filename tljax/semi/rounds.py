@@ -8,7 +8,7 @@ import collections
 import contextlib
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def run(
             results.append(result)
             passed = passed_on(workdir, number) if number and result["test"] else None
             rounds.append(record_of(number, result, given, passed))
-        print_rounds(console, rounds)
+        print_rounds(console, rounds, results[-1].get("without_images", {}))
         final = joined(config, results, rounds) | as_record(choices)
         if first:
             shutil.copyfile(workdir / f"round-{config.semi.rounds}" / PREDICTIONS, workdir / PREDICTIONS)
@@ -255,8 +255,8 @@ def joined(config: Any, results: list[Record], rounds: list[Record]) -> Record:
     }
 
 
-def print_rounds(console: Console, rounds: list[Record]) -> None:
-    """The table of all rounds, and what each student made of its teacher's mistakes."""
+def print_rounds(console: Console, rounds: list[Record], without: Mapping[str, Sequence[str]]) -> None:
+    """The table of all rounds, classes that it says nothing of, and what students made of their teachers' mistakes."""
 
     def row(one: Record) -> dict[str, str]:
         given = one["labels"]
@@ -272,6 +272,9 @@ def print_rounds(console: Console, rounds: list[Record]) -> None:
         }
 
     console_lib.print_table(console, "Rounds", [row(one) for one in rounds])
+    for name in ("validation", "test"):
+        if unseen := console_lib.unseen_words(without, name):
+            console.print(unseen, markup=False)
     for one in rounds[1:] if rounds[-1]["teacher"] else ():
         words = "of its teacher's {mistakes:,} mistakes on the test images {repeated:,} repeated, {mended:,} mended"
         console.print(f"student {one['round']}: {words}; {{new:,}} new".format(**one["teacher"]))
