@@ -13,7 +13,7 @@ Runs are side by side, one for each core and held to it (`--lanes 1`: one at a t
 a line of `--out`, and what has a line is not run again; a run that failed is. One file holds one protocol: other
 machines, versions, lanes or epochs are refused, so that its seconds compare. `--redo tljax` first forgets the runs of a
 recipe that has changed. The order is: seed by seed, within one the costliest recipes last, small sizes first.
-Needs the images and weights of `TLJAX_SHARED` (default `../shared`), the peers the extra [peer].
+Needs Linux, the images and weights of `TLJAX_SHARED` (default `../shared`), and for the peers the extra [peer].
 """
 
 import argparse
@@ -233,18 +233,20 @@ class Bench:
                 self.record.add({"set": job.set, "seed": job.seed, "test": draw.test.tolist()})
             self.record.add(dataclasses.asdict(job) | given)
             minutes = (time.perf_counter() - self.began) / 60
-            words = (
-                given.get("error") or f"{given['right'].count('1') / len(given['right']):.1%}, {given['seconds']:.0f} s"
-            )
+            words = given.get("error")
+            if words is None:
+                words = f"{given['right'].count('1') / len(given['right']):.1%}, {given['seconds']:.0f} s"
             print(f"{minutes:5.1f} min, {len(self.jobs)} of {self.count} not begun. {job}: {words}", flush=True)
 
 
 def commit() -> str:
-    """The code that ran, with a + where files differ from the commit."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=HERE.parent, capture_output=True, text=True, check=False
-    )
-    return said.stdout.strip() or "unknown"
+    """The code that runs, with a + where its files differ from the commit."""
+
+    def git(*words: str) -> str:
+        said = subprocess.run(["git", *words], cwd=HERE.parent, capture_output=True, text=True, check=False)
+        return said.stdout.strip()
+
+    return (git("rev-parse", "--short", "HEAD") or "no commit") + "+" * bool(git("status", "-s", "tljax", "configs"))
 
 
 def choose(parser: argparse.ArgumentParser, flag: str, text: str, there: Sequence[str]) -> list[str]:
@@ -253,6 +255,12 @@ def choose(parser: argparse.ArgumentParser, flag: str, text: str, there: Sequenc
     if unknown := [word for word in chosen if word not in there]:
         parser.error(f"{flag}: no {', '.join(unknown)}; there are {', '.join(there)}")
     return chosen
+
+
+def write_page(record: Record) -> None:
+    """Beside the record."""
+    page = make_page(record.lines, RECIPES, record=record.path.name)
+    record.path.with_suffix(".md").write_text(page, encoding="utf-8")
 
 
 def main() -> None:
@@ -274,7 +282,7 @@ def main() -> None:
     if args.page:
         if not record.runs:
             parser.error(f"{args.out} has no runs")
-        args.out.with_suffix(".md").write_text(make_page(record.lines, RECIPES))
+        write_page(record)
         return
     shared = Path(os.environ.get("TLJAX_SHARED") or HERE.parent.parent / "shared").resolve()
     if not (shared / "data").is_dir():
@@ -319,7 +327,8 @@ def main() -> None:
             stop()
     if bench.jobs:
         print(f"{len(bench.jobs)} runs are left; the same command goes on with them")
-    args.out.with_suffix(".md").write_text(make_page(record.lines, RECIPES))
+    if record.runs:
+        write_page(record)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ ABOUT = """# The default, beside others' defaults
 
     make bench-defaults
 
-Written by that program from [defaults.jsonl](defaults.jsonl), which has every test image's answer. A draw has so many
+Written by that program from [RECORD](RECORD), which has every test image's answer. A draw has so many
 training images per class, drawn with its seed (all: at most 400), and at most 300 test images that no side trains on;
 the seed also cuts the validation images, each side's own share of the training images, and seeds the training. All
 sides start from SqueezeNet 1.0 with ImageNet weights and read the same files.
@@ -230,8 +230,8 @@ def missing(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], recipes: Se
     return said or ["- no run of these rows"]
 
 
-def make_page(lines: Sequence[Mapping[str, Any]], recipes: Sequence[str]) -> str:
-    """The page in Markdown; `lines` are the record's, `recipes` the columns where there are runs of them."""
+def make_page(lines: Sequence[Mapping[str, Any]], recipes: Sequence[str], *, record: str) -> str:
+    """The page in Markdown; `lines` are those of the file `record`, `recipes` the columns that have runs."""
     head, rows = lines[0], make_rows(lines)
     recipes = [recipe for recipe in recipes if any(recipe in row.runs for row in rows)]
     compared = [recipe for recipe in recipes if recipe not in BESIDE]
@@ -243,7 +243,7 @@ def make_page(lines: Sequence[Mapping[str, Any]], recipes: Sequence[str]) -> str
     cores = f"{head['cores of a run']} of {head['machine']['cores']} cores ({head['machine']['cpu']})"
     versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
     page = [
-        *ABOUT.splitlines(),
+        *ABOUT.replace("RECORD", record).splitlines(),
         "",
         f"{len(runs)} runs, of at most {draws} draws a row, each on {cores}; {versions}. Ours ran at "
         f"{listed(commits)}.{trial}",

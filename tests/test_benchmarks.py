@@ -10,13 +10,12 @@ import pytest
 from benchmarks import defaults, defaults_page, draws
 from tests import commands
 from tljax.data.folder import open_folder
-from tljax.errors import UserError
 from tljax.fields import config
 
 
-def bench(shared, *arguments):
+def bench(shared, *arguments, driver="run"):
     return subprocess.run(
-        [sys.executable, "benchmarks/run.py", *map(str, arguments)], capture_output=True, text=True, check=False,
+        [sys.executable, f"benchmarks/{driver}.py", *map(str, arguments)], capture_output=True, text=True, check=False,
         env=commands.environment(TLJAX_SHARED=str(shared)),
     )  # fmt: skip
 
@@ -34,6 +33,22 @@ def test_a_row_beside_pytorch(shared, torchvision, tmp_path):
     assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
     assert written["versions"]["torch"]
     assert "| `augment` |" in found.stdout
+
+
+@pytest.mark.peer
+@pytest.mark.real_data
+def test_others_defaults_see_the_same_images_and_are_not_run_twice(shared, torchvision, tmp_path):
+    out = tmp_path / "defaults.jsonl"
+    asked = ("--sets", "oxford_pets_3breeds", "--sizes", "5", "--seeds", "0", "--recipes", "fastai 5,torchvision head",
+             "--epochs-scale", "0.01", "--out", out)  # fmt: skip
+    found = bench(shared, *asked, driver="defaults")
+    assert found.returncode == 0, found.stderr
+    runs = defaults.Record(out).runs
+    assert {(run["recipe"], run["train"], len(run["right"])) for run in runs} == {
+        ("fastai 5", 15, 298), ("torchvision head", 15, 298),
+    }, runs  # fmt: skip
+    assert "a trial" in out.with_suffix(".md").read_text()
+    assert "0 of 2 runs to do" in bench(shared, *asked, driver="defaults").stdout
 
 
 @pytest.mark.slow
@@ -55,15 +70,15 @@ def empty_images(folder, counts):
 
 def test_a_draw_keeps_its_test_apart_and_in_proportion(tmp_path):
     source = empty_images(tmp_path, {"a": 40, "b": 20, "rare": 2})
-    found = {(size, seed): draws.make_draw(source, "s", size, seed) for size in ("all",) for seed in range(5)}
-    for draw in found.values():
+    found = [draws.make_draw(source, "s", "all", seed) for seed in range(5)]
+    for draw in found:
         assert not set(draw.train) & set(draw.test)
-        assert np.bincount(source.labels[draw.test]).tolist() == [12, 5, 1]  # 30%, and one of the rare class
-        assert np.bincount(source.labels[draw.train]).tolist() == [28, 15, 1]
-    assert len({tuple(draw.train) for draw in found.values()}) == 5
+        assert np.bincount(source.labels[draw.test]).tolist() == [11, 6, 1]  # 30%, and one of the rare class
+        assert np.bincount(source.labels[draw.train]).tolist() == [29, 14, 1]
+    assert len({tuple(draw.train) for draw in found}) == 5
     again = draws.make_draw(source, "s", "all", 3)
-    assert again.train.tolist() == found["all", 3].train.tolist()
-    assert again.test.tolist() == found["all", 3].test.tolist()
+    assert again.train.tolist() == found[3].train.tolist()
+    assert again.test.tolist() == found[3].test.tolist()
 
 
 def test_sizes_share_their_test_and_the_smaller_lies_in_the_larger(tmp_path):
@@ -139,7 +154,7 @@ def recorded(answers, set="ants_bees", size="5", test=range(20)):
 
 def test_the_page_says_where_ours_loses_and_by_which_test():
     lines = recorded({"tljax": ["1" * 4 + "0" * 16] * 2, "tljax before": ["0" * 20] * 2, "keras": ["1" * 20] * 2})
-    page = defaults_page.make_page(lines, defaults.RECIPES)
+    page = defaults_page.make_page(lines, defaults.RECIPES, record="runs.jsonl")
     assert "| -80.0 on keras, <0.001 |" in page
     assert "ahead of ours, 1 of 1: ants_bees, 5 per class (-80.0 on keras, p <0.001)" in page
     assert "p < 0.05): ants_bees, 5 per class" in page
@@ -161,7 +176,7 @@ def test_an_image_of_two_draws_is_one_image(tmp_path):
 def test_what_is_missing_is_said_and_not_compared():
     lines = recorded({"tljax": ["1" * 20] * 2, "tljax before": ["1" * 20] * 2, "keras": ["0" * 20]})
     lines.append({"set": "ants_bees", "size": "5", "seed": 1, "recipe": "keras", "error": "it ended"})
-    page = defaults_page.make_page(lines, defaults.RECIPES)
+    page = defaults_page.make_page(lines, defaults.RECIPES, record="runs.jsonl")
     assert "| +0.0 on tljax before, 1.000 |" in page  # keras lacks a draw that ours has
     assert "ants_bees, 5 per class, of 2 draws there lack: keras 1" in page
     assert "failed: keras, ants_bees 5, seed 1: it ended" in page
@@ -170,7 +185,4 @@ def test_what_is_missing_is_said_and_not_compared():
 
 
 def test_what_it_was_is_fields_that_there_are():
-    before = config("folder:photos", **{name.replace(".", "__"): value for name, value in defaults.BEFORE.items()})
-    assert before.epochs == 10
-    with pytest.raises((UserError, KeyError, AttributeError)):
-        config("folder:photos", optimiser__lr=1e-3)
+    assert config("folder:photos", base="common", **defaults.BEFORE).optimizer.lr == 1e-3
