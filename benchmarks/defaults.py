@@ -198,10 +198,11 @@ class Lane:
         if self.peer is None or self.peer.process.poll() is not None:
             self.peer = Peer("peer_defaults.py")
             self.peer.ask("versions", threads=len(self.cores))
-        return self.peer.ask(
+        given = self.peer.ask(
             "train", recipe=job.recipe, root=str(folder), weights=str(self.bench.data / WEIGHTS), seed=job.seed,
             scale=self.bench.scale,
         )  # fmt: skip
+        return {name: round(value, 2) if isinstance(value, float) else value for name, value in given.items()}
 
 
 @dataclasses.dataclass
