@@ -14,7 +14,7 @@ OPTIMIZED = TLJAX_TEST_OPTIMIZED=1 $(PYTEST)
 FAST = not slow and not real_data and not peer and not studies and not browser and not notebooks
 
 .PHONY: demo test test-one test-devices test-slow test-optimized test-real test-studies test-browser test-notebooks test-peer
-.PHONY: test-all lint bench torture fuzz fuzz-data docs clean
+.PHONY: test-all lint bench bench-defaults torture fuzz fuzz-data docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
@@ -56,6 +56,10 @@ test-all: test test-slow test-optimized test-real test-studies test-browser test
 # Beside PyTorch; 33 minutes on 2 quiet cores.
 bench: .venv/peer
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# The default beside others' defaults, at most 90 minutes at a time; the same command goes on.
+bench-defaults: .venv/peer
+	$(BIN)/python benchmarks/defaults.py $(ARGS)
 
 # Kills runs at random moments and compares their ends; about 14 minutes for the 50 kills of default.
 torture: .venv/installed
