@@ -22,6 +22,7 @@ from tljax.checks import check
 from tljax.clock import Clock
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
+from tljax.diagnostics import Diagnostics
 from tljax.divergence import beginning, parallel_trace, watched
 from tljax.errors import UserError
 from tljax.experiment import Experiment, prepare
@@ -41,6 +42,8 @@ from tljax.transfer.plan import plan_tables
 
 SUMS = ("loss", "correct", "seen")
 GIVEN = ("index", "given")  # of unlabelled images, and what they were taken for
+VITAL = ("norms", "active")  # whether anything is learned
+FETCHED = 20  # updates whose metrics are looked at together
 
 
 def run(
@@ -133,6 +136,7 @@ class Trainer:
         self.kept: Kept | None = None
         self.features: dict[str, Any] | None = None  # what is told of those kept last
         self.evaluators: dict[str, tuple[Feed, Callable[..., Any]]] = {}
+        vitals = None
         found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
         if found is None:
             state = self.fresh(0, variables)
@@ -142,11 +146,12 @@ class Trainer:
             self.sums = {name: np.asarray(values) for name, values in record["sums"].items()}
             self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
             self.features = record.get("features")
-            self.diverged = record["diverged"]
+            self.diverged, vitals = record["diverged"], record.get("diagnostics")
             self.clocks = [Clock(**clock) for clock in record["clocks"]]
             self.x.data.sealed.reads.update(record.get("test_labels", {}))
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
             self.tell_of_lost_best()
+        self.diagnostics = Diagnostics(experiment, console, vitals)
         self.step = int(state.step)
         agree(lambda: {"the step that the run goes on from": self.step})
         self.state = replicate(state)
@@ -271,7 +276,6 @@ class Trainer:
                 clock.waited += time.perf_counter() - asked if self.warm else 0.0
                 shard |= self.stop.words(x.replicas.local) | {"number": np.full(x.replicas.local, self.step, np.int32)}
                 self.state, metrics = train_step(self.state, shard, self.key)
-                sums.append({name: metrics[name] for name in (*SUMS, *GIVEN) if name in metrics})
                 done += 1
                 self.step += 1
                 advance(done, of, clock.words)
@@ -286,18 +290,29 @@ class Trainer:
                 jax.block_until_ready(metrics)  # bounds what is under way; the devices have the next steps already
                 self.watch(metrics, feed, number)
                 self.stop.hear(metrics)
+                sums.append({name: metrics[name] for name in (*SUMS, *GIVEN, *VITAL) if name in metrics})
+                if len(sums) == FETCHED:
+                    self.take_in(sums)
                 now = time.perf_counter()
                 clock.add(seen, now - last, cold=not self.warm)
                 last, self.warm = now, True
                 self.first_step = self.first_step or self.seconds
-        for found in jax.device_get(sums):
-            for name in SUMS:
-                self.sums[name] += np.atleast_1d(found[name][0]).astype(np.float64)
-            if x.joint:
-                index, given = (found[name][0] for name in GIVEN)
-                self.sums["given"] += (given != HIDDEN).sum()
-                self.sums["right"] += ((given != HIDDEN) & (given == x.data.truth[index])).sum()  # told, never used
+        self.take_in(sums)
         return done == of
+
+    def take_in(self, sums: list[Any]) -> None:
+        """Adds the metrics of updates to the epoch's, and empties the list."""
+        fetched = [jax.tree.map(lambda v: v[0], found) for found in jax.device_get(sums)]
+        sums.clear()
+        for found in fetched:
+            for name in SUMS:
+                self.sums[name] += np.atleast_1d(found[name]).astype(np.float64)
+            if self.x.joint:
+                index, given = (found[name] for name in GIVEN)
+                self.sums["given"] += (given != HIDDEN).sum()
+                right = (given != HIDDEN) & (given == self.x.data.truth[index])  # told, never used
+                self.sums["right"] += right.sum()
+        self.diagnostics.stepped(fetched, self.phase)
 
     def watch(self, metrics: dict[str, Any], feed: Feed | JointFeed, number: int) -> None:
         """Notes which members' numbers have gone wrong; raises UserError for a single run that is to stop then."""
@@ -354,6 +369,7 @@ class Trainer:
             "first_step": self.first_step,
             "features": self.features,
             "diverged": self.diverged,
+            "diagnostics": self.diagnostics.record,
             "clocks": [dataclasses.asdict(clock) for clock in self.clocks],
             "data": self.x.data.fingerprint,
             "config": folders.digest_of_config(self.x.config.to_dict()),
@@ -391,6 +407,7 @@ class Trainer:
         rows = [history[-1] for history in self.histories]
         if x.population and logits is not None:
             self.remember_best(np.asarray([row["val_accuracy"] for row in rows], np.float32), step)
+        self.diagnostics.validated(rows, logits)
         self.clocks[epoch].validation = time.perf_counter() - began
         return rows
 
