@@ -209,7 +209,7 @@ def test_a_logit_that_cannot_be_negative_is_said_of_a_sigmoid(started):
     ("labels", "kind", "words"),
     [
         ((0, 1), "no_images", "class red: no training image"),
-        ((2,), "one_class", "all training images are of class red"),
+        ((2,), "one_class", "all training images are of red"),
     ],
 )
 def test_classes_without_training_images_are_named(started, labels, kind, words):

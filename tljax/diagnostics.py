@@ -175,9 +175,9 @@ class Diagnostics:
             was, now = np.mean(vitals.first[:half]), np.mean(vitals.last[-half:])
             self.note(
                 m, "not_falling",
-                f"the loss has not clearly fallen in {vitals.updates:,} updates ({was:.2f} to {now:.2f}; one answer for "
-                f"all images has {self.constant_loss:.2f}): give a lower or higher optimizer.lr (the head's rate is "
-                f"{rate:g}), more updates, and look whether the labels are those of the pictures",
+                f"the loss has not clearly fallen in {vitals.updates:,} updates ({was:.2f} to {now:.2f}; one answer "
+                f"for all images has {self.constant_loss:.2f}): give a lower or higher optimizer.lr (the head's "
+                f"rate is {rate:g}), more updates, and look whether the labels are those of the pictures",
             )  # fmt: skip
 
     def validated(self, rows: Sequence[Mapping[str, Any]], logits: np.ndarray | None) -> None:
@@ -187,7 +187,8 @@ class Diagnostics:
           rows: each member's, of its history.
           logits: on validation, `[members, N, outputs]`; None without validation.
         """
-        half, done = rows[0]["step"] >= max(LEAST, self.total // 2), rows[0]["step"] == self.total
+        step, half = rows[0]["step"], max(LEAST, self.total // 2)
+        look = step == self.total or step - self.x.steps_per_epoch < half <= step
         for m, row in enumerate(rows):
             said = self.vitals[m].said
             if logits is not None and "dead_classes" not in said and "constant" not in said and constant(logits[m]):
@@ -196,7 +197,7 @@ class Diagnostics:
                     "the network answers the same for every validation image: lower optimizer.lr and "
                     "optimizer.weight_decay, and look at augmented.png whether it sees the pictures",
                 )  # fmt: skip
-            if not half and not done:
+            if not look:
                 continue
             if logits is not None:
                 self.compare_with_chance(m, "validation", row["val_correct"], self.x.data.labels("val"))
@@ -276,7 +277,7 @@ def doubts(x: Experiment, known: np.ndarray, m: int) -> Iterable[tuple[str, str,
     if lost and len(lost) == len(names) - 1:
         yield (
             "one_class",
-            f"all training images are of class {names[int(known.argmax())]}, so nothing can be learned: give another "
+            f"all training images are of {names[int(known.argmax())]}, so nothing can be learned: give another "
             "data.split or data.labels, or data.stratify=True",
             {"classes": lost},
         )
