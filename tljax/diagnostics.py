@@ -256,8 +256,9 @@ def not_falling(first: Sequence[float], last: Sequence[float], constant: float) 
 
 def constant(logits: np.ndarray) -> bool:
     """Whether finite logits `[N, outputs]` of several images are one row, up to rounding."""
-    spread, size = np.ptp(logits, axis=0), np.abs(logits).max()
-    return bool(len(logits) > 1 and np.isfinite(logits).all() and (spread <= 1e-6 * size).all())
+    if len(logits) < 2 or not np.isfinite(logits).all():
+        return False
+    return bool((np.ptp(logits, axis=0) <= 1e-6 * np.abs(logits).max()).all())
 
 
 def at_chance(correct: int, labels: np.ndarray) -> bool:
