@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy import special
 
 from tljax.experiment import Experiment
-from tljax.losses import hard, wilson_interval
+from tljax.losses import hard
 
 Entry = dict[str, Any]
 """Of result.json: `kind`, `message`, `update` (how many had been made), and `classes` or `groups` if it is of some."""
@@ -27,6 +27,7 @@ LEAST = 50  # updates before a loss is asked to have fallen, or an accuracy to b
 UNLEARNED = 0.95  # of the loss of a constant answer: below it something was learned, whatever the trend
 SMALLEST = 1e-3  # a loss below which a gradient of 0 is that of a network that is done
 LEVEL = 0.05  # of the test against chance, one-sided
+MISTAKEN = 1 / 40  # how often a network half way between chance and always right may be called a guesser
 DYING = 1e-4  # a factor on the rates that trains nothing
 RISEN = 0.5  # what the factor reaches at least in a phase whose warm-up is not too long for it
 
@@ -263,12 +264,12 @@ def constant(logits: np.ndarray) -> bool:
 
 def at_chance(correct: int, labels: np.ndarray) -> bool:
     """Whether as many right answers are no more than always giving the most frequent of the labels `[N]` would have
-    (one-sided binomial test), among images enough to tell: 95% sure to be in the lower half of what is above chance.
-    A network that is better than that half way is called so once in 40 times at most, however few images there are.
+    (one-sided binomial test), among images enough to tell: a network that is right half way between chance and always
+    would do so badly at most once in 40 times, however few images there are.
     """
     seen, share = len(labels), np.bincount(labels).max() / len(labels)
     by_chance = special.bdtrc(correct - 1, seen, share) if correct else 1.0
-    return bool(share < 1 and by_chance > LEVEL and wilson_interval(correct, seen)[1] < (1 + share) / 2)
+    return bool(share < 1 and by_chance > LEVEL and special.bdtr(correct, seen, (1 + share) / 2) <= MISTAKEN)
 
 
 def doubts(x: Experiment, known: np.ndarray, m: int) -> Iterable[tuple[str, str, dict[str, Any]]]:
