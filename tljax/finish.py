@@ -64,6 +64,7 @@ def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
         results.append(result)
         if jax.process_index() == 0:
             write_member(trainer, folder, result, mine, labels)
+    trainer.diagnostics.tell()
     for m, step in enumerate(trainer.diverged):
         if step is not None:
             which = f"member {m:03} ({dict(x.members[m].settings)})" if x.population else "this run"
@@ -118,6 +119,8 @@ def member_result(
     for split, name in SPLITS.items():
         if split in logits:
             result[name] = score(logits[split], labels[split], x.plain_loss).as_dict()
+    if result["validation"] is None and result["test"] is not None:
+        trainer.diagnostics.tested(m, result["test"], labels["test"])
     if "unlabelled" in logits:
         result["unlabelled"] = told_of_unlabelled(x.data, logits["unlabelled"])
     if result["validation"] is not None:
@@ -142,6 +145,7 @@ def member_result(
         "test_labels": x.data.sealed.as_dict(),
         "best_step": best["step"],
         "diverged_step": trainer.diverged[m],
+        "warnings": trainer.diagnostics.entries(m),
         "train": {
             **total(trainer.clocks).speed,
             "first_step_seconds": trainer.first_step,
@@ -259,5 +263,5 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
     twice = {name: told for name, told in results[0]["duplicates"].items() if name != "without"}
     return {
         "members": rows, "best_member": best, "seconds": trainer.seconds, **common, "duplicates": twice,
-        "config": x.config.to_dict(),
+        "warnings": trainer.diagnostics.by_kind, "config": x.config.to_dict(),
     }  # fmt: skip

@@ -23,6 +23,7 @@ from tljax.clock import Clock
 from tljax.data import content
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
+from tljax.diagnostics import Diagnostics
 from tljax.divergence import beginning, parallel_trace, watched
 from tljax.errors import UserError
 from tljax.experiment import Experiment, prepare
@@ -43,6 +44,8 @@ from tljax.transfer.plan import plan_tables
 
 SUMS = ("loss", "correct", "seen")
 GIVEN = ("index", "given")  # of unlabelled images, and what they were taken for
+VITAL = ("norms", "active")  # whether anything is learned
+FETCHED = 20  # updates whose metrics are looked at together
 
 
 def run(
@@ -144,6 +147,7 @@ class Trainer:
         self.kept: Kept | None = None
         self.features: dict[str, Any] | None = None  # what is told of those kept last
         self.evaluators: dict[str, tuple[Feed, Callable[..., Any]]] = {}
+        vitals = None
         found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
         if found is None:
             state = self.fresh(0, variables)
@@ -153,7 +157,7 @@ class Trainer:
             self.sums = {name: np.asarray(values) for name, values in record["sums"].items()}
             self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
             self.features = record.get("features")
-            self.diverged = record["diverged"]
+            self.diverged, vitals = record["diverged"], record.get("diagnostics")
             self.clocks = [Clock(**clock) for clock in record["clocks"]]
             self.x.data.sealed.reads.update(record.get("test_labels", {}))
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
@@ -161,6 +165,7 @@ class Trainer:
             if "content" not in record:
                 console.print("an older version began this run and did not keep what is in its images: nobody can tell "
                               "whether they are the same pictures under the same names")  # fmt: skip
+        self.diagnostics = Diagnostics(experiment, console, vitals)
         self.step = int(state.step)
         agree(lambda: {"the step that the run goes on from": self.step})
         self.state = replicate(state)
@@ -285,7 +290,6 @@ class Trainer:
                 clock.waited += time.perf_counter() - asked if self.warm else 0.0
                 shard |= self.stop.words(x.replicas.local) | {"number": np.full(x.replicas.local, self.step, np.int32)}
                 self.state, metrics = train_step(self.state, shard, self.key)
-                sums.append({name: metrics[name] for name in (*SUMS, *GIVEN) if name in metrics})
                 done += 1
                 self.step += 1
                 advance(done, of, clock.words)
@@ -300,18 +304,29 @@ class Trainer:
                 jax.block_until_ready(metrics)  # bounds what is under way; the devices have the next steps already
                 self.watch(metrics, feed, number)
                 self.stop.hear(metrics)
+                sums.append({name: metrics[name] for name in (*SUMS, *GIVEN, *VITAL) if name in metrics})
+                if len(sums) == FETCHED:
+                    self.take_in(sums)
                 now = time.perf_counter()
                 clock.add(seen, now - last, cold=not self.warm)
                 last, self.warm = now, True
                 self.first_step = self.first_step or self.seconds
-        for found in jax.device_get(sums):
-            for name in SUMS:
-                self.sums[name] += np.atleast_1d(found[name][0]).astype(np.float64)
-            if x.joint:
-                index, given = (found[name][0] for name in GIVEN)
-                self.sums["given"] += (given != HIDDEN).sum()
-                self.sums["right"] += ((given != HIDDEN) & (given == x.data.truth[index])).sum()  # told, never used
+        self.take_in(sums)
         return done == of
+
+    def take_in(self, sums: list[Any]) -> None:
+        """Adds the metrics of updates to the epoch's, and empties the list."""
+        fetched = [jax.tree.map(lambda v: v[0], found) for found in jax.device_get(sums)]
+        sums.clear()
+        for found in fetched:
+            for name in SUMS:
+                self.sums[name] += np.atleast_1d(found[name]).astype(np.float64)
+            if self.x.joint:
+                index, given = (found[name] for name in GIVEN)
+                self.sums["given"] += (given != HIDDEN).sum()
+                right = (given != HIDDEN) & (given == self.x.data.truth[index])  # told, never used
+                self.sums["right"] += right.sum()
+        self.diagnostics.stepped(fetched, self.phase)
 
     def watch(self, metrics: dict[str, Any], feed: Feed | JointFeed, number: int) -> None:
         """Notes which members' numbers have gone wrong; raises UserError for a single run that is to stop then."""
@@ -368,6 +383,7 @@ class Trainer:
             "first_step": self.first_step,
             "features": self.features,
             "diverged": self.diverged,
+            "diagnostics": self.diagnostics.record,
             "clocks": [dataclasses.asdict(clock) for clock in self.clocks],
             "data": self.x.data.fingerprint,
             "content": self.x.data.content,
@@ -406,6 +422,7 @@ class Trainer:
         rows = [history[-1] for history in self.histories]
         if x.population and logits is not None:
             self.remember_best(np.asarray([row["val_accuracy"] for row in rows], np.float32), step)
+        self.diagnostics.validated(rows, logits)
         self.clocks[epoch].validation = time.perf_counter() - began
         return rows
 

@@ -249,10 +249,22 @@ def joined(config: Any, results: list[Record], rounds: list[Record]) -> Record:
         "best_step": last["best_step"] + before[1],
         "history": history,
         "rounds": rounds,
+        "warnings": [
+            *(entry | {"round": number} for number, one in enumerate(results) for entry in one.get("warnings", ())),
+            *without_labels(rounds),
+        ],
         "test_labels": last["test_labels"] | {"read": reads.total(), "by": dict(reads)},
         "seconds": sum(result["seconds"] for result in results),
         "config": config.to_dict(),
     }
+
+
+def without_labels(rounds: list[Record]) -> list[Record]:
+    """The warning, if any, that students were given no label of their teacher's."""
+    none = [one["round"] for one in rounds[1:] if not one["labels"]["given"]]
+    words = (f"round {', '.join(map(str, none))} had no pseudo-label to learn from: lower semi.threshold, or raise "
+             "semi.share")  # fmt: skip
+    return [{"kind": "none_given", "message": words, "rounds": none}] if none else []
 
 
 def print_rounds(console: Console, rounds: list[Record], without: Mapping[str, Sequence[str]]) -> None:
@@ -275,6 +287,8 @@ def print_rounds(console: Console, rounds: list[Record], without: Mapping[str, S
     for name in ("validation", "test"):
         if unseen := console_lib.unseen_words(without, name):
             console.print(unseen, markup=False)
+    for entry in without_labels(rounds):
+        console.print(f"warning: {entry['message']}")
     for one in rounds[1:] if rounds[-1]["teacher"] else ():
         words = "of its teacher's {mistakes:,} mistakes on the test images {repeated:,} repeated, {mended:,} mended"
         console.print(f"student {one['round']}: {words}; {{new:,}} new".format(**one["teacher"]))
