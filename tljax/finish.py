@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,20 @@ SPLITS = {"val": "validation", "test": "test"}
 """Splits that are evaluated at the end, by their names in predictions.npz, and their names in result.json."""
 
 
+def merit(accuracy: float, loss: float | None, select: str) -> tuple[float, float]:
+    """What validation chooses the greatest of: the accuracy, and of equals the lower loss; where `select` is 'loss' the
+    other way round. A loss that is not finite, None in a file, is the worst."""
+    low = -loss if loss is not None and math.isfinite(loss) else -math.inf
+    return (low, accuracy) if select == "loss" else (accuracy, low)
+
+
 def chosen_row(history: list[dict[str, Any]], select: str = "validation") -> dict[str, Any]:
-    """The epoch that is tested: the one with the highest validation accuracy, the earliest of equals; the last where
-    `select` is 'last' or nothing was validated."""
-    scored = [row for row in history if row["val_accuracy"] is not None and select != "last"]
-    return max(scored, key=lambda row: (row["val_accuracy"], -row["epoch"])) if scored else history[-1]
+    """The epoch that is tested: validation's choice by `merit`; the last where `select` is 'last' or nothing was
+    validated. Where accuracy and loss are equal, validation cannot tell epochs apart, and it is the earliest: it has
+    left the pretrained weights least, and its checkpoint is there already."""
+    if select == "last" or history[-1]["val_accuracy"] is None:
+        return history[-1]
+    return max(history, key=lambda row: (*merit(row["val_accuracy"], row["val_loss"], select), -row["epoch"]))
 
 
 def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
@@ -87,7 +97,7 @@ def restore_best(trainer: Trainer) -> None:
     """Puts the parameters and statistics of the best epoch into the state."""
     x, state = trainer.x, trainer.one_replica()
     if not x.population:
-        best = chosen_row(trainer.histories[0], x.config.select)
+        best = trainer.best_row(0)
         if best["step"] != trainer.step:
             if best["epoch"] <= x.phases[0][trainer.phase].first:  # its prefix was another
                 trainer.kept, trainer.evaluators = None, {}
@@ -113,7 +123,7 @@ def member_result(
 ) -> dict[str, Any]:
     """What a single run finds, as plain values."""
     x, history = trainer.x, trainer.histories[m]
-    best = chosen_row(history, x.config.select)
+    best = trainer.best_row(m)
     result: dict[str, Any] = {"test": None, "validation": None}
     for split, name in SPLITS.items():
         if split in logits:
@@ -198,7 +208,7 @@ def write_member(
             predictions[f"{split}_labels"] = labels[split]
     folders.write_arrays(folder / PREDICTIONS, **predictions)
     if trainer.x.config.pictures:
-        chosen = chosen_row(result["history"], trainer.x.config.select)
+        chosen = next(row for row in result["history"] if row["step"] == result["best_step"])
         pictures.save_curves(folder / "curves.png", result["history"], chosen)
         for name in ("test", "validation"):
             if found := result["calibration"].get(name):
@@ -210,7 +220,7 @@ def write_member(
 
 
 def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The members side by side, and which of them validation prefers, the first of equals."""
+    """The members side by side, and which of them validation prefers by `merit`, the first of equals."""
     x, by = trainer.x, "validation" if "val" in trainer.x.data.splits else None
     rows = [
         {"settings": dict(member.settings), "folder": f"members/{m:03}"}
@@ -218,7 +228,10 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
         | {name: result[name] for name in SPLITS.values()}
         for m, (member, result) in enumerate(zip(x.members, results, strict=True))
     ]
-    best = max(range(len(rows)), key=lambda m: (rows[m][by]["accuracy"], -m)) if by else None
+    best = None
+    if by:
+        merits = [merit(row[by]["accuracy"], row[by]["loss"], x.config.select) for row in rows]
+        best = max(range(len(rows)), key=lambda m: (*merits[m], -m))
     console_lib.print_table(
         trainer.console,
         "Members, each at its best epoch",
