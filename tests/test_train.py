@@ -90,9 +90,12 @@ def test_the_epoch_of_the_lowest_loss_can_be_asked_for(photos, tmp_path):
     losses = [row["val_loss"] for row in result["history"]]
     assert result["best_step"] == 5 * (1 + int(np.argmin(losses)))
     assert result["validation"]["loss"] == pytest.approx(min(losses), rel=1e-5)
+    for split in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "halves" / split)
+    options = {"data__split": "official", "data__val": 0.0, "select": "loss"}
     with pytest.raises(UserError, match="select='loss' chooses the epoch by validation images, and there are none"):
-        train.run(tiny.make_config(photos, data__split="official", data__val=0.0, select="loss"), tmp_path / "none",
-                  console=QUIET)  # fmt: skip
+        train.run(tiny.make_config(tmp_path / "halves", **options), tmp_path / "none", console=QUIET)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("axes", [{}, pytest.param({"population__lr": (3e-3, 1e-3)}, marks=pytest.mark.slow)])

@@ -17,7 +17,7 @@ from tljax.data import duplicates
 from tljax.data.duplicates import Copies
 from tljax.data.load import Data
 from tljax.errors import UserError
-from tljax.evaluation import by_class, calibration
+from tljax.evaluation import by_class, calibration, chose_epoch, images_in_words
 from tljax.features import discard
 from tljax.losses import score, wilson_interval
 from tljax.recipe import Choice, as_record
@@ -132,7 +132,8 @@ def member_result(
         result["unlabelled"] = told_of_unlabelled(x.data, logits["unlabelled"])
     if result["validation"] is not None:
         last = {name: history[-1][f"val_{name}"] for name in ("accuracy", "correct", "seen")}
-        result["validation"] |= {"best_epoch": best["epoch"], "last_epoch": last}
+        chose = x.config.select != "last" and len(history) > 1
+        result["validation"] |= {"best_epoch": best["epoch"], "last_epoch": last, "chose_epoch": chose}
     if x.config.select == "test":
         result["best_by_test"] = best_by_test(history)
 
@@ -142,7 +143,7 @@ def member_result(
         return score(*own, x.plain_loss).as_dict() if found.any.any() and rest.any() else None
 
     classes = x.data.source.classes
-    calibrated = calibration(logits, labels, chosen=x.config.select != "last")
+    calibrated = calibration(logits, labels, chosen=chose_epoch(result))
     return result | {
         "calibration": {SPLITS[split]: found for split, found in calibrated.items()},
         "by_class": {SPLITS[split]: by_class(logits[split], known, classes) for split, known in labels.items()},
@@ -212,7 +213,8 @@ def write_member(
         pictures.save_curves(folder / "curves.png", result["history"], chosen)
         for name in ("test", "validation"):
             if found := result["calibration"].get(name):
-                pictures.save_reliability(folder / CALIBRATION, name, found)
+                title = images_in_words(result, name)
+                pictures.save_reliability(folder / CALIBRATION, name, found, title=title)
                 break
     if trainer.x.population:
         folders.write_csv(folder / folders.METRICS, result["history"])
@@ -234,7 +236,8 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
         best = max(range(len(rows)), key=lambda m: (*merits[m], -m))
     console_lib.print_table(
         trainer.console,
-        "Members, each at its best epoch",
+        "Members, each at its best epoch"
+        + (", which the validation images chose" if by and rows[0][by]["chose_epoch"] else ""),
         [
             {axis: str(value) for axis, value in row["settings"].items()}
             | {
