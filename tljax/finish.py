@@ -150,6 +150,7 @@ def member_result(
         "seconds": trainer.seconds,
         "features": trainer.features,
         "skipped": {"count": len(x.data.skipped), "files": [list(pair) for pair in x.data.skipped]},
+        "low_contrast": {"count": len(x.data.pixels.flat), "files": list(x.data.pixels.flat)},
         "classes": list(classes),
         "preprocessing": x.preprocessing,
         "weights": x.origin,
@@ -234,7 +235,8 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
             for m, row in enumerate(rows)
         ],
     )
-    alike = ("train", "features", "skipped", "classes", "preprocessing", "weights", "versions", "device", "test_labels")
+    alike = ("train", "features", "skipped", "low_contrast", "classes", "preprocessing", "weights", "versions",
+             "device", "test_labels")  # fmt: skip
     common = {name: results[0][name] for name in alike}
     twice = {name: told for name, told in results[0]["duplicates"].items() if name != "without"}
     return {

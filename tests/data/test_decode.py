@@ -173,7 +173,7 @@ def png_header(width, height):
         (encoded(scene(), "WEBP")[:300], "damaged|not an image"),
         (encoded(scene(), "TIFF")[:-3000], "damaged|not an image"),
         (b"\xff\xd8" + b"\xff\xda" * 600, "more than 500 scans"),
-        (np.zeros((4, 4, 3), np.float32), "an array of float32"),
+        (np.zeros((4, 4, 3), np.int64), "an array of int64"),
         (np.zeros((0, 4, 3), np.uint8), "without pixels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
