@@ -3,6 +3,7 @@ BIN := .venv/bin
 EXTRAS ?= dev
 PROCESSES ?= 2
 FUZZ_SECONDS ?= 1800
+TREES_SECONDS ?= 600
 TORTURE_KILLS ?= 50
 STUDIES ?= all
 
@@ -13,7 +14,7 @@ OPTIMIZED = TLJAX_TEST_OPTIMIZED=1 $(PYTEST)
 FAST = not slow and not real_data and not peer and not studies and not browser and not notebooks
 
 .PHONY: demo test test-one test-devices test-slow test-optimized test-real test-studies test-browser test-notebooks test-peer
-.PHONY: test-all lint bench torture fuzz docs clean
+.PHONY: test-all lint bench bench-defaults torture fuzz fuzz-data docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
@@ -56,6 +57,10 @@ test-all: test test-slow test-optimized test-real test-studies test-browser test
 bench: .venv/peer
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+# The default beside others' defaults, at most 90 minutes at a time; the same command goes on.
+bench-defaults: .venv/peer
+	$(BIN)/python benchmarks/defaults.py $(ARGS)
+
 # Kills runs at random moments and compares their ends; about 14 minutes for the 50 kills of default.
 torture: .venv/installed
 	TORTURE_KILLS=$(TORTURE_KILLS) $(BIN)/python -m tests.torture $(ARGS)
@@ -63,6 +68,10 @@ torture: .venv/installed
 # Hostile weights: mutates them for FUZZ_SECONDS and says what was lost; Linux only.
 fuzz: .venv/fuzz
 	$(BIN)/python -m tests.fuzz.run $(FUZZ_SECONDS)
+
+# Random folders of images, trained on for one step or refused, for TREES_SECONDS; says what was lost.
+fuzz-data: .venv/installed
+	$(BIN)/python -m tests.fuzz.trees $(TREES_SECONDS)
 
 # The site, in build/site; a warning is an error.
 docs: .venv/docs

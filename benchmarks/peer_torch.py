@@ -278,14 +278,12 @@ def training_views(size: int, *more: Any) -> Any:
     return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *more])
 
 
-def main() -> None:
-    """Answers commands until stdin ends."""
+def answer_commands(*methods: Callable[..., Any]) -> None:
+    """Answers commands, which name one of the methods, until stdin ends."""
     # Answers have stdout to themselves: whatever a library prints goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    worker = Worker()
-    commands = {f.__name__: f for f in (worker.versions, worker.data, worker.model, worker.train, worker.step,
-                                        worker.augment)}  # fmt: skip
+    commands = {f.__name__: f for f in methods}
     for line in filter(str.strip, sys.stdin):
         try:
             command = json.loads(line)
@@ -296,4 +294,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    worker = Worker()
+    answer_commands(worker.versions, worker.data, worker.model, worker.train, worker.step, worker.augment)

@@ -15,10 +15,8 @@ asked for stay as they were on the same machine and versions, and the table in `
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -39,6 +37,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 
 from benchmarks.gpu import flops_of, our_step  # noqa: E402
+from benchmarks.sides import Peer, machine, run_ours  # noqa: E402
 from configs import common  # noqa: E402
 from tljax.data.load import open_data  # noqa: E402
 from tljax.losses import wilson_interval  # noqa: E402
@@ -59,24 +58,13 @@ class Bench:
 
     def __init__(self, shared: Path, scratch: Path):
         self.scratch, self.runs = scratch, 0
-        self.peer = subprocess.Popen(
-            [sys.executable, str(HERE / "peer_torch.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.peer = Peer("peer_torch.py")
+        self.ask = self.peer.ask
         self.versions = self.ask("versions")
         self.pacs = {"data.source": f"folder:{shared / 'data/pacs_cartoon'}", "data.split": "80/20"}
         self.pets = {"data.source": f"pets:{shared / 'data/oxford_pets_3breeds'}", "data.split": "80/20"}
         self.resnet = shared / "data/resnet18_to_layer3-imagenet.pth"
         self.squeezenet = shared / "data/squeezenet1_0-imagenet.pth"
-
-    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
-        """One command to the peer."""
-        assert self.peer.stdin is not None and self.peer.stdout is not None
-        print(json.dumps({"do": do, **fields}), file=self.peer.stdin, flush=True)
-        line = self.peer.stdout.readline()
-        answer = json.loads(line) if line else {"error": "it ended"}
-        if "error" in answer:
-            raise RuntimeError(f"the peer, asked to {do}: {answer['error']}")
-        return answer
 
     def peer_data(self, data: dict[str, Any]) -> float:
         """Gives the peer a data set, split as ours splits it; its seconds of decoding."""
@@ -93,23 +81,7 @@ class Bench:
         """A whole run of ours: its result.json, with `wall` seconds and `peak` bytes of the process."""
         self.runs += 1
         workdir, cache = self.scratch / f"run{self.runs}", self.scratch / f"cache{self.runs}"
-        values = [f"--config.{name}={value}" for name, value in overrides.items()]
-        command = [sys.executable, "-m", "tljax.main", "--config", "configs/common.py", "--workdir", str(workdir)]
-        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-        began = time.perf_counter()
-        with subprocess.Popen(
-            [*command, *values], cwd=HERE.parent, env=environment | {"TLJAX_CACHE": str(cache)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            said = process.stdout.read()
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.perf_counter() - began
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(values)}: {said.strip()[-500:]}")
-        result = json.loads((workdir / "result.json").read_text())
-        return result | {"wall": wall, "peak": used.ru_maxrss * 1024}
+        return run_ours("configs/common.py", overrides, workdir, cache)
 
     def peer_epochs(self, recipes: Sequence[dict[str, Any]], epochs: int) -> tuple[float, bool]:
         """Seconds of all epochs of all members on the peer, each validated; whether they were extrapolated."""
@@ -298,19 +270,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def machine(bench: Bench) -> dict[str, Any]:
-    """Where this was measured."""
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    name = models[0].partition(":")[2].strip() if models else platform.processor()
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    return {
-        "machine": {"cpu": name, "cores": os.cpu_count(), "system": platform.platform(terse=True)},
-        "versions": {"python": platform.python_version(), **versions, **bench.versions},
-    }
-
-
 def main() -> None:
     """Measures the rows asked for and writes them beside those that were not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -326,7 +285,7 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tljax-bench-") as scratch:
         bench = Bench(shared, Path(scratch))
-        here = machine(bench)
+        here = machine(bench.versions)
         earlier = json.loads(args.out.read_text()) if args.out.exists() else {}
         same = {key: earlier.get(key) for key in here} == here
         rows = {r["work"]: r for r in earlier["rows"]} if same else {}
@@ -335,9 +294,7 @@ def main() -> None:
             print(f"{name}: done after {time.perf_counter() - began:.0f} s", flush=True)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(here | {"rows": list(rows.values())}, indent=1) + "\n")
-        assert bench.peer.stdin is not None
-        bench.peer.stdin.close()
-        bench.peer.wait()
+        bench.peer.close()
     page, shown = HERE / "README.md", table(list(rows.values()))
     if args.out == parser.get_default("out"):
         before, _, rest = page.read_text().partition(BEGIN)

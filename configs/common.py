@@ -27,6 +27,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.source = "shapes:target"  # folder:PATH, pets:PATH, tfds:NAME, shapes:TASK
     data.label = ""  # pets: breed, species; folder: folder, regex:PATTERN; tfds: a label feature. Empty: the usual one
+    # Folders of folder:PATH that are splits, where their names do not say so: relative to PATH or not, several with
+    # commas between; train=. alone: all first folders are classes. Empty: as the source has it.
+    data.train = ""
+    data.validation = ""
+    data.test = ""
     # official; percentages A/B/C or A/B; kfold:K:I; holdout:P, holdout:P:swapped; auto: official, else 70/20/10
     data.split = "official"
     data.val = 0.2  # share of train that becomes validation where the split has none

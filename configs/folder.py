@@ -2,8 +2,11 @@
 
     python -m tljax.main --config configs/folder.py --config.data.source=folder:PATH
 
-Trains the head of an ImageNet ResNet-18; 70/20/10, unless the folder is split already.
+Trains the head of an ImageNet ResNet-18; 70/20/10, unless the folder is split already. How long, at which rate, on
+which views, and which epoch is tested is chosen for the images at hand and said with its reasons; what you set stands.
 """
+
+from ml_collections.config_dict import placeholder
 
 from configs import common
 
@@ -12,4 +15,8 @@ def get_config():
     config = common.get_config()
     config.data.source = "folder:photos"
     config.data.split = "auto"
+    # Chosen for the images at hand, see tljax/recipe.py.
+    config.epochs, config.epoch_steps, config.select = placeholder(int), placeholder(int), placeholder(str)
+    config.optimizer.lr, config.optimizer.lr_groups = placeholder(float), placeholder(str)
+    config.schedule.name, config.cache.views = placeholder(str), placeholder(int)
     return config

@@ -11,7 +11,7 @@ from orbax.checkpoint import JsonCheckpointHandler
 
 from tests import tiny
 from tljax import checkpoint, inspect, train
-from tljax.checkpoint import Checkpoints, saved_steps, saved_variables
+from tljax.checkpoint import Checkpoints, saved_steps, saved_tree, saved_variables
 from tljax.errors import UserError
 from tljax.report.console import make_console
 from tljax.state import TrainState
@@ -90,6 +90,54 @@ def test_whatever_becomes_of_a_file_a_checkpoint_is_what_was_written_or_told_and
             assert told[0].startswith("the checkpoint of step 10 cannot be read")
             assert not (workdir / "checkpoints" / "10").exists()
     assert fallen_back
+
+
+@pytest.mark.parametrize("name", ["run[1]", "back\\slash", "gs:/run", "a**b", "x.__lock", "\udcff", "run*", "é 🦉 "])
+def test_a_checkpoint_lies_in_a_folder_of_any_name(tmp_path, name):
+    """Some are patterns or addresses to Orbax, and a neighbour's files would do for a pattern."""
+    workdir = tmp_path / name
+    for folder in (tmp_path / "run1", workdir):
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(state_at(5), {}, best=None)
+        checkpoints.wait()
+        checkpoints.close()
+    found, told = newest(workdir)
+    jax.tree.map(np.testing.assert_array_equal, found[0], state_at(5))
+    assert told == []
+    jax.tree.map(np.testing.assert_array_equal, saved_variables(workdir, 5)["params"], state_at(5).params)
+    assert saved_tree(workdir, 5)["params"]["fc"].keys() == {"kernel", "bias"}
+
+
+@pytest.mark.parametrize("lost", ["manifest.ocdbt", "ocdbt.process_*"])
+def test_a_checkpoint_that_is_not_there_is_not_told_to_be(tmp_path, monkeypatch, lost):
+    """As on a disk that says yes and keeps nothing."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_at(5), {}, best=None)
+    checkpoints.wait()
+    checkpoints.save(state_at(10), {}, best=None)
+    wait = checkpoints._manager.wait_until_finished
+
+    def losing():
+        wait()
+        for path in (tmp_path / "checkpoints/10/state").glob(lost):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", losing)
+    with pytest.raises(UserError, match=r"^the checkpoint of step 10 was written under .*, but cannot be read back"):
+        checkpoints.wait()
+    monkeypatch.undo()
+    found, _ = newest(tmp_path)
+    assert int(found[0].step) == 5
+
+
+def test_the_next_checkpoint_is_not_begun_before_the_last_one_was_seen(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_at(5), {}, best=None)
+    checkpoints._manager.wait_until_finished()
+    next((tmp_path / "checkpoints/5/state").glob("manifest*")).unlink()
+    with pytest.raises(UserError, match=r"step 5 .* 5 of its arrays are not there"):
+        checkpoints.save(state_at(10), {}, best=None)
+    assert saved_steps(tmp_path) == [5]
 
 
 def test_a_value_that_changed_without_a_trace_is_found(saved, tmp_path):

@@ -113,6 +113,16 @@ def test_mistakes_are_all_wrong_and_the_surest_come_first(finished, numbers):
         assert one["probability"] == pytest.approx(shares[row].max())
 
 
+def test_a_picture_that_was_exchanged_since_is_not_taken_for_the_runs(finished, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    images = open_images(load(finished), f"folder:{tmp_path}/photos")
+    one, other = (tmp_path / "photos/red" / name for name in ("000.png", "001.png"))
+    assert images.read("red/000.png") == one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(OSError, match="another picture than the run had"):
+        images.read("red/000.png")
+
+
 def test_nearest_training_images_are_those_of_numpy(finished, photos, numbers):
     classifier = load(finished)
     images = open_images(classifier)

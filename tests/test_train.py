@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import time
@@ -142,6 +143,90 @@ def test_images_that_changed_since_the_run_began_are_refused(tmp_path, monkeypat
     with pytest.raises(UserError, match="have changed since this run began"):
         train.run(config, tmp_path / "run", console=QUIET)
     assert saved_steps(tmp_path / "run") == [3]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped, its config and its photos."""
+    root = tmp_path_factory.mktemp("stopped")
+    photos = tiny.make_folder(root / "photos")
+    config = tiny.make_config(photos)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupted_after(config, root / "run", 3, patch)
+    return root
+
+
+def moved(root, to):
+    """The run and its photos elsewhere, and the config that says so."""
+    shutil.copytree(root, to)
+    return tiny.make_config(to / "photos")
+
+
+def swap(one, other):
+    one.rename(one.with_name("held"))
+    other.rename(one)
+    one.with_name("held").rename(other)
+
+
+def test_other_pictures_under_the_same_names_are_refused_by_name(stopped, tmp_path):
+    config = moved(stopped, tmp_path / "new")
+    red = sorted((tmp_path / "new/photos/red").iterdir())
+    for one, other in zip(red[:4], red[4:8], strict=True):
+        swap(one, other)
+    with pytest.raises(
+        UserError, match=r"same names: 'red/000\.png', 'red/001\.png', 'red/002\.png' and 5 more\); put them back"
+    ):
+        train.run(config, tmp_path / "new/run", console=QUIET)
+    assert saved_steps(tmp_path / "new/run") == [3]
+
+
+def test_images_that_moved_and_are_the_same_go_on(stopped, whole, tmp_path):
+    """Copied to another folder with new times, and listed in another order by the disk."""
+    config = moved(stopped, tmp_path / "new")
+    for path in (tmp_path / "new/photos").rglob("*.png"):
+        os.utime(path, (0, 0))
+    again = train.run(config, tmp_path / "new/run", console=QUIET)
+    assert again["history"] == whole[2]["history"]
+    assert folders.read_config(tmp_path / "new/run")["data"]["source"] == f"folder:{tmp_path}/new/photos"
+
+
+def test_a_finished_run_is_that_of_images_elsewhere_if_they_are_the_same(finished, photos, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "photos")
+    config = tiny.make_config(tmp_path / "photos", pictures=True)
+    with pytest.raises(folders.Finished):
+        train.run(config, tmp_path / "run", console=QUIET)
+    swap(tmp_path / "photos/red/000.png", tmp_path / "photos/blue/000.png")
+    (tmp_path / "photos/red/001.png").unlink()
+    shutil.copy(photos / "red/001.png", tmp_path / "photos/red/new.png")
+    with pytest.raises(UserError, match=r"blue/000\.png', 'red/000\.png'; gone: 'red/001\.png'; new: 'red/new\.png'"):
+        train.run(config, tmp_path / "run", console=QUIET)
+    assert json.loads((tmp_path / "run/result.json").read_text()) == json.loads((finished / "result.json").read_text())
+
+
+def test_a_run_that_an_older_version_began_goes_on_and_says_what_is_not_known(stopped, tmp_path, capsys, monkeypatch):
+    config = moved(stopped, tmp_path / "new")
+    (tmp_path / "new/run/images.npz").unlink()
+    whole = Checkpoints._whole
+
+    def older(self, step):
+        found = whole(self, step)
+        found["record"].pop("content", None)
+        return found
+
+    monkeypatch.setattr(Checkpoints, "_whole", older)
+    train.run(config, tmp_path / "new/run")
+    assert "an older version began this run and did not keep what is in its images" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_what_a_checkpoint_says_of_content_counts_without_the_list(stopped, tmp_path):
+    config = moved(stopped, tmp_path / "new")
+    (tmp_path / "new/run/images.npz").unlink()
+    swap(*sorted((tmp_path / "new/photos/red").iterdir())[:2])
+    with pytest.raises(UserError, match="have changed since this run began"):
+        train.run(config, tmp_path / "new/run", console=QUIET)
 
 
 def test_a_folder_in_use_is_refused(photos, tmp_path):

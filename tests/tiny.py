@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import common
-from tljax import train
+from tljax import runs, train
 from tljax.data import load
 from tljax.interrupt import Interrupted
 from tljax.report.console import make_console
@@ -91,4 +91,4 @@ def interrupted_after(config: Any, workdir: Path, steps: int, monkeypatch: Any) 
     with monkeypatch.context() as patch:
         patch.setattr(train, "parallel_train_step", counting)
         with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
-            train.run(config, workdir, console=make_console(quiet=True))
+            runs.run(config, workdir, console=make_console(quiet=True))

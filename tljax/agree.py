@@ -88,6 +88,7 @@ def agree_on_start(data: Any, variables: Any) -> None:
         lambda: {
             "the number of images": len(data.source),
             "the digest of the images' names, labels and splits": data.fingerprint[:12],
+            "the digest of what is in the images": data.content[:12],
             "the digest of the decoded images' sizes": _digest(data.pixels.sizes),
             "the digest of the initial weights": _digest(variables),
         }

@@ -1,6 +1,7 @@
 """What a finished run answered to the images it was tested on, and those images again."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tljax.classifier import Classifier
+from tljax.data import content
 from tljax.data.labels import HIDDEN
 from tljax.data.load import Listed, open_data
+from tljax.data.pixels import content_of
 from tljax.errors import UserError
 from tljax.finish import PREDICTIONS, SPLITS
 from tljax.losses import hard, predictions
@@ -87,16 +90,21 @@ class Images:
     Attributes:
       listed: source and splits.
       place: index in the source by name.
+      contents: what the run knew to be in them, by name.
     """
 
     listed: Listed
     place: dict[str, int]
+    contents: Mapping[str, bytes]
 
     def read(self, name: str) -> bytes | np.ndarray:
-        """Raises OSError for an image that is not there any more."""
+        """Raises OSError for an image that is not there any more, or is another one."""
         if name not in self.place:
             raise OSError("it is not among the run's images any more")
-        return self.listed.source.read(self.place[name])
+        data = self.listed.source.read(self.place[name])
+        if self.contents.get(name, content_of(data)) != content_of(data):
+            raise OSError("it is another picture than the run had under this name")
+        return data
 
     def label(self, index: int) -> tuple[int, bool]:
         """The class that a training image was trained as, and whether that is a pseudo-label."""
@@ -132,4 +140,4 @@ def open_images(classifier: Classifier, source: str = "", answers: Answers | Non
                 f"{config.data.source} holds other images than when the run was made: {gone[0]!r} is not in its "
                 f"{SPLITS[answers.split]} split any more"
             )
-    return Images(listed, place)
+    return Images(listed, place, content.of_run(classifier.workdir))

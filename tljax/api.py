@@ -23,7 +23,7 @@ from tljax import runs
 from tljax import workdir as folders
 from tljax.checks import check
 from tljax.convert.pretrained import FILES
-from tljax.data.load import check_labels, open_data, open_source
+from tljax.data.load import check_labels, few, open_data, open_source
 from tljax.errors import UserError
 from tljax.evaluation import by_class, confusion, reliability
 from tljax.experiment import head_outputs, outline, plans_of
@@ -35,6 +35,7 @@ from tljax.machine import tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
 from tljax.models import variable_shapes
 from tljax.predict import Answer, Picture
+from tljax.recipe import Choice, choose
 from tljax.report import console as console_lib
 from tljax.transfer.initial import find_weights
 from tljax.transfer.plan import Phase, Plan, plan_tables
@@ -67,6 +68,9 @@ class Outlook:
       members: of a population; 1 for a single run.
       classes: the data's.
       images: how many, by split.
+      counts: by split, how many of each class, as far as they have labels.
+      notes: what was decided of the data that may be meant otherwise, and what it lacks.
+      chosen: what the config left open, with its reasons; rates that come from looking at images are provisional.
     """
 
     phases: tuple[Phase, ...]
@@ -74,6 +78,9 @@ class Outlook:
     members: int
     classes: tuple[str, ...]
     images: Mapping[str, int]
+    counts: Mapping[str, tuple[int, ...]]
+    notes: tuple[str, ...] = ()
+    chosen: tuple[Choice, ...] = ()
 
     @property
     def trainable(self) -> int:
@@ -82,19 +89,20 @@ class Outlook:
 
     @property
     def _tables(self) -> list[tuple[str, list[dict[str, str]]]]:
-        return plan_tables(self.phases, self.plans, members=self.members)
+        rows = console_lib.class_rows(self.classes, self.counts)
+        tables = plan_tables(self.phases, self.plans, members=self.members)
+        return [*tables, ("Images by class", rows)] if rows else tables
 
     @property
     def _words(self) -> str:
-        counts = ", ".join(f"{name} {count:,}" for name, count in self.images.items())
-        return f"{len(self.classes)} classes; images: {counts}"
+        return "\n".join((console_lib.image_words(self.images, self.classes, self.counts), *self.notes))
 
     def __str__(self) -> str:
         console = console_lib.make_console()
         with console.capture() as captured:
             for title, rows in self._tables:
                 console_lib.print_table(console, title, rows)
-        return f"{captured.get()}{self._words}"
+        return "\n".join([f"{captured.get()}{self._words}", *map(str, self.chosen)])
 
     def _repr_html_(self) -> str:
         parts = []
@@ -104,7 +112,8 @@ class Outlook:
             lines = "".join(f"<tr>{cells}</tr>" for cells in body)
             caption = f"<caption>{html.escape(title)}</caption>"
             parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>")
-        return "".join(parts) + f"<p>{html.escape(self._words)}</p>"
+        parts += [f"<p>{html.escape(line)}</p>" for line in (*self._words.split("\n"), *map(str, self.chosen))]
+        return "".join(parts)
 
 
 @visiting()
@@ -114,7 +123,8 @@ def plan(config: Any) -> Outlook:
     Raises:
       UserError: for whatever is wrong with the config, the plan or the data.
     """
-    check(_made(config))
+    config, chosen = choose(_made(config), look=False)
+    check(config)
     sketch = outline(config)
     if config.model.weights not in FILES:
         find_weights(config.model.weights, config.model.name)
@@ -124,7 +134,8 @@ def plan(config: Any) -> Outlook:
     first, phases = sketch.members[0], sketch.phases[0]
     plans = plans_of(model, variable_shapes(model), first.config, phases, sketch.fresh)
     images = {name: len(members) for name, members in listed.splits.items()}
-    return Outlook(phases, plans, len(sketch.members), classes, images)
+    counts = {split: tuple(count.tolist()) for split, count in listed.counts.items()}
+    return Outlook(phases, plans, len(sketch.members), classes, images, counts, tuple(listed.notes), chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +187,9 @@ class Run:
     def __str__(self) -> str:
         told = [name for name in SPLITS.values() if self.best.result[name]]
         which = f"{len(self.settings)} members, the best: " if self.settings else ""
-        words = (f"{name} {_percent(self.best.result[name])}" for name in told)
+        without = self.best.result.get("without_images", {})
+        unseen = {name: console_lib.unseen_words(without, name) for name in told}
+        words = (f"{name} {_percent(self.best.result[name])}{unseen[name] and '; '}{unseen[name]}" for name in told)
         return f"{self.workdir}: {which}{', '.join(words) or 'not tested'}"
 
 
@@ -187,7 +200,7 @@ def load(workdir: str | Path) -> Run:
     Raises:
       UserError: where there is none.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = folders.named(workdir)
     result = folders.read_result(workdir)
     if result is None:
         raise UserError(f"{workdir} is not the folder of a finished run: it has no {folders.RESULT}")
@@ -211,7 +224,7 @@ def fit(config: Any, workdir: str | Path, *, overwrite: bool = False, quiet: boo
       UserError: for whatever can be mended, a folder with a run of another config among it.
       Interrupted: on SIGINT or SIGTERM, after saving.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = folders.named(workdir)
     if _made(config).run != "train":
         raise UserError(f"config.run={config.run!r} is for the command line; say run='train'")
     try:
@@ -252,12 +265,19 @@ class Evaluation:
     skipped: tuple[tuple[str, str], ...] = ()
 
     @property
+    def unseen(self) -> tuple[str, ...]:
+        """The classes that none of the images is of: the accuracy says nothing of them."""
+        return tuple(name for name, share in self.by_class.items() if not share["seen"])
+
+    @property
     def confusion(self) -> np.ndarray:
         """How many images of a class (row) were taken for which (column), int `[classes, outputs]`."""
         return confusion(self.predicted, self.labels, len(self.classes))
 
     def __str__(self) -> str:
         words = f"accuracy {console_lib.percent(self.correct, self.seen, self.interval95)}"
+        if self.unseen:
+            words += f", no images of {few(self.unseen)}"
         if self.calibration:
             scaled = self.calibration["scaled"] or self.calibration
             words += f", calibration error {scaled['ece']:.1%}"

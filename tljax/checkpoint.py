@@ -1,22 +1,25 @@
 """Checkpoints of a run, by Orbax: written in the background, the last ones and the best kept, each with digests."""
 
+import collections
+import contextlib
 import copy
 import errno
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from orbax.checkpoint import checkpoint_managers
 
 from tljax.errors import UserError, one_line
 from tljax.report import provenance
 from tljax.state import TrainState, averaged, overlaid
-from tljax.workdir import digest_of_json
+from tljax.workdir import digest_of_json, literal
 
 FOLDER = "checkpoints"
 KEPT = 2  # the newest ones, so that one that was damaged has another before it
@@ -32,6 +35,15 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
         return [c.step == self.best or i >= len(checkpoints) - KEPT for i, c in enumerate(checkpoints)]
 
 
+class _Written(NamedTuple):
+    """A checkpoint to be read back: a state of its structure, and the digests of its parts and of its record."""
+
+    step: int
+    like: Any
+    digests: dict[str, str]
+    digest: str
+
+
 class Damaged(Exception):
     """A checkpoint that Orbax reads, but that is not what was written."""
 
@@ -40,15 +52,24 @@ class Checkpoints:
     """The checkpoints under a run's folder. A checkpoint is a train state and a record: plain numbers, lists, words.
 
     Orbax's files have no checksums of their values, so a digest of each part of the state lies beside the record, and
-    one of all that.
+    one of all that. A checkpoint is looked for once it is written, before the next one is begun; the last one is read
+    whole before anything is told of it.
     """
 
     def __init__(self, workdir: Path):
+        """Raises UserError where the folder cannot be made or opened."""
         self._policy, self._saving, self._failed = _LatestAndBest(), 0, False
+        self._unread: _Written | None = None
+        self._folder, self._open = workdir / FOLDER, contextlib.ExitStack()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._place = self._open.enter_context(literal(self._folder))
+        except OSError as error:
+            raise UserError(f"{self._folder} cannot be written to: {error.strerror or error}") from None
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy, cleanup_tmp_directories=True, create=True
+            preservation_policy=self._policy, cleanup_tmp_directories=True, create=False
         )
-        self._manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(self._place, options=options)
 
     def save(self, state: TrainState, record: dict[str, Any], *, best: int | None) -> None:
         """Starts to write `state`, whose arrays may be donated as soon as this returns.
@@ -62,6 +83,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._written(self._manager.wait_until_finished)
+        self._read_back(values=False)
         self._policy.best, self._saving = best, step
         # Orbax writes JSON in a thread, later: what the run makes of its record meanwhile is not to be in it.
         record = copy.deepcopy(record)
@@ -69,6 +92,8 @@ class Checkpoints:
         whole |= {"digest": digest_of_json(whole)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(whole))
         self._written(lambda: self._manager.save(step, args=args, force=True))
+        self._unread = _Written(step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state),
+                                whole["digests"], whole["digest"])  # fmt: skip
 
     def _written(self, action: Callable[[], Any]) -> None:
         """Does what waits for a checkpoint to be written; raises UserError where it could not be."""
@@ -77,11 +102,47 @@ class Checkpoints:
         except Exception as error:  # whatever TensorStore makes of a disk, also in a thread of the save before
             self._failed = True
             full = os.strerror(errno.ENOSPC)
-            reason = full if full in str(error) else one_line(error)[:160]
+            reason = full if full in str(error) else self._reason(error)
             raise UserError(
-                f"the checkpoint of step {self._saving} cannot be written under {self._manager.directory}: {reason}; "
+                f"the checkpoint of step {self._saving} cannot be written under {self._folder}: {reason}; "
                 f"those before it are whole, and the same command goes on from there"
             ) from None
+
+    def _reason(self, error: Exception) -> str:
+        """What a library raised, with the folder's own name."""
+        return one_line(error).replace(str(self._place), str(self._folder))[:160]
+
+    def _read_back(self, *, values: bool) -> None:
+        """Looks whether what was written last is there: its record and every array, and with `values` what is in them.
+
+        Raises:
+          UserError: where it is not.
+        """
+        if self._unread is None:
+            return
+        written = self._unread
+        try:
+            if self._whole(written.step)["digest"] != written.digest:
+                raise Damaged("its record is not what was written")
+            if missing := len(jax.tree.leaves(written.like)) - self._arrays(written.step):
+                raise Damaged(f"{missing} of its arrays are not there")
+            if values:
+                self.state(written.step, written.like, written.digests)
+        except Exception as error:  # whatever Orbax, TensorStore or JSON make of it
+            self._failed = True
+            raise UserError(
+                f"the checkpoint of step {written.step} was written under {self._folder}, but cannot be read back: "
+                f"{self._reason(error)}; those before it are kept; give another --workdir, on another disk"
+            ) from None
+        if values:
+            self._unread = None
+
+    def _arrays(self, step: int) -> int:
+        """How many arrays a checkpoint's manifest leads to. Without one TensorStore finds none and says nothing."""
+        base = {"driver": "file", "path": f"{self._place}/{step}/state/"}
+        keys: Any = ts.KvStore.open({"driver": "ocdbt", "base": base}).result().list().result()
+        names = collections.Counter(key.rpartition(b"/")[0] for key in keys)  # of an array: .zarray, and its values
+        return sum(count > 1 for count in names.values())
 
     def newest(
         self, like: Callable[[dict[str, Any]], TrainState], tell: Callable[[str], None]
@@ -108,7 +169,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or JSON make of a damaged file
                 other = f" ({others})" if (others := other_versions(versions)) else ""
-                tell(f"the checkpoint of step {step} cannot be read{other}: {one_line(error)[:160]}")
+                tell(f"the checkpoint of step {step} cannot be read{other}: {self._reason(error)}")
                 damaged.append(step)
                 continue
             for bad in damaged:
@@ -141,12 +202,18 @@ class Checkpoints:
         return restored["state"]
 
     def wait(self) -> None:
-        """Until everything saved is on disk. Raises UserError where it cannot be, as `save` does of the one before."""
+        """Until everything saved is on disk, and was read there.
+
+        Raises:
+          UserError: where it cannot be written, or not be read back; `save` does so of the checkpoint before.
+        """
         self._written(self._manager.wait_until_finished)
+        self._read_back(values=True)
 
     def close(self) -> None:
-        if not self._failed:  # else it would say so once more
+        if not self._failed:  # else it would say so once more, and may be writing still
             self._written(self._manager.close)
+            self._open.close()
 
 
 def digests(state: Any) -> dict[str, str]:
@@ -226,20 +293,25 @@ def saved_member(workdir: Path, step: int, member: int, shapes: dict[str, Any], 
 
 def _saved(workdir: Path, step: int) -> dict[str, Any]:
     """What networks are made of at `step`, held against its digests."""
-    folder = (workdir / FOLDER).absolute() / str(step)
+    folder = workdir.absolute() / FOLDER / str(step)
+    told = str(folder)
     try:
-        restored = ocp.PyTreeCheckpointer().restore(folder / "state")
+        with literal(folder) as place:
+            told = str(place)
+            restored = ocp.PyTreeCheckpointer().restore(place / "state")
+            whole = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(place / "record")
         average = {name: value for name, value in (restored.get("semi") or {}).items() if name == "average"}
         parts = {name: restored[name] or {} for name in ("params", "batch_stats", "best")} | {"semi": average}
         found = jax.tree.map(np.asarray, parts)
-        whole = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "record")
         _compare(digests(found), whole["digests"])
     except Exception as error:  # Orbax lets through whatever its storage raises
-        raise UserError(f"the checkpoint {folder} is missing or damaged: {one_line(error)[:160]}") from None
+        reason = one_line(error).replace(told, str(folder))[:160]
+        raise UserError(f"the checkpoint {folder} is missing or damaged: {reason}") from None
     return found
 
 
 def saved_tree(workdir: Path, step: int) -> dict[str, Any]:
     """Shapes and dtypes of the state at `step`, as nested dictionaries and lists of Orbax's metadata."""
-    metadata: Any = ocp.StandardCheckpointer().metadata((workdir / FOLDER).absolute() / str(step) / "state")
+    with literal(workdir / FOLDER / str(step)) as place:
+        metadata: Any = ocp.StandardCheckpointer().metadata(place / "state")
     return metadata.item_metadata.tree

@@ -91,7 +91,7 @@ def load(workdir: str | Path) -> Classifier:
     Raises:
       UserError: for a folder that holds none, or several.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = folders.named(workdir)
     result = folders.read_result(workdir)
     if result is None:
         raise UserError(f"{workdir} is not the folder of a finished run: it has no {folders.RESULT}")
@@ -111,9 +111,10 @@ def load(workdir: str | Path) -> Classifier:
         scaled = ((result["calibration"] or {}).get("validation") or {}).get("scaled") or {"temperature": 1.0}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir / folders.RESULT} is not what a run of this version leaves ({error!r})") from None
-    population = workdir.absolute().parents[1]
-    if workdir.absolute().parent.name == "members" and (population / folders.CONFIG).is_file():
-        member, steps = int(workdir.absolute().name), saved_steps(population)
+    real = workdir.resolve()
+    population = real.parent.parent  # of `/` this is `/`
+    if real.parent.name == "members" and (population / folders.CONFIG).is_file():
+        member, steps = int(real.name), saved_steps(population)
         variables = saved_member(population, steps[-1], member, variable_shapes(model), last=last)
     else:
         variables = saved_variables(workdir, step)

@@ -3,12 +3,14 @@
 import argparse
 import difflib
 import errno
+import functools
 import importlib.util
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from operator import getitem
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -126,9 +128,12 @@ def _wrong_value(path: str, message: str) -> str:
     found = re.match(r"flag --(config\.[\w.]+)=(.*?): ", message, re.DOTALL)
     if not found:
         return ""
-    node: Any = load_config(path)
-    for part in found[1].split(".")[1:]:
-        node = node[part]
+    from configs import common
+
+    parts = found[1].split(".")[1:]
+    node: Any = functools.reduce(getitem, parts, load_config(path))
+    if node is None:  # open, or empty until set
+        node = functools.reduce(getitem, parts, common.get_config())
     if isinstance(node, ConfigDict):
         wanted = f"it has fields of its own: {', '.join(sorted(node))}"
     else:

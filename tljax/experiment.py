@@ -23,8 +23,8 @@ from tljax.losses import Loss, hard, make_loss, outputs
 from tljax.memo import is_sharing
 from tljax.models import Network, create_model, init_variables, variable_shapes
 from tljax.models.layers import parameter_dtype
+from tljax.report import console as console_lib
 from tljax.report import pictures
-from tljax.report.console import progress_bar
 from tljax.semi.feed import JointFeed
 from tljax.semi.joint import METHODS, Method, make_joint_step
 from tljax.steps import (
@@ -396,10 +396,15 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         )
 
     resize = d.resize or round(d.size * weights.resize / weights.crop)  # the same share of the picture at any size
-    with progress_bar(console, "decoding") as advance:
+    with console_lib.progress_bar(console, "decoding") as advance:
         data = decode_data(d, listed, resize=resize, workdir=workdir, progress=advance)
-    counts = ", ".join(f"{name} {len(members):,}" for name, members in data.splits.items())
-    console.print(f"{source.spec}: {len(source.classes)} classes; images: {counts}", markup=False)
+    counts = {split: count.tolist() for split, count in data.counts.items()}
+    images = {split: len(members) for split, members in data.splits.items()}
+    console.print(f"{source.spec}: {console_lib.image_words(images, source.classes, counts)}", markup=False)
+    if (rows := console_lib.class_rows(source.classes, counts)) and not d.pseudo:  # a student's are its teacher's
+        console_lib.print_table(console, "", rows)
+    for note in data.notes:
+        console.print(note, markup=False)
     if data.skipped:
         name, reason = data.skipped[0]
         console.print(f"skipped {len(data.skipped):,} files, such as {name!r}: {reason}", markup=False)

@@ -42,6 +42,7 @@ def config(
       UserError: for a field or config that does not exist, with the nearest ones, or a value that does not fit.
     """
     made: Any = _base(base)
+    usual: Any = common.get_config()
     if isinstance(data, str | Path) and Path(data).is_dir():
         data = f"folder:{data}"
     given: list[tuple[str, Any]] = []
@@ -59,11 +60,33 @@ def config(
         node = functools.reduce(getitem, parts, made)
         if last not in node:
             raise _unknown(path, flatten(made.to_dict()))
+        if node[last] is None and value is not None:  # open: the usual value has the type
+            node[last] = functools.reduce(getitem, path.split("."), usual)
         try:
             node[last] = value
         except TypeError:
             raise UserError(f"{path}={value!r} does not fit; it takes {example(node[last])}") from None
     return made
+
+
+def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
+    """A copy of a config with other values, by dotted name."""
+    changed: Any = ConfigDict(config.to_dict())
+    for name, value in fields.items():
+        *path, last = name.split(".")
+        node = functools.reduce(getitem, path, changed)
+        with node.ignore_type():
+            node[last] = value
+    return changed.lock()
+
+
+def source_of(config: Any, words: str) -> str:
+    """The text of a config's file: `words`, and all in which it differs from `configs/common.py`."""
+    given, usual = flatten(config.to_dict()), flatten(common.get_config().to_dict())
+    lines = [f"    config.{name} = {given[name]!r}" for name in usual if given[name] != usual[name]]
+    words = words.replace("\\", "\\\\").replace('"""', "'''")
+    body = "\n".join(["    config = common.get_config()", *lines, "    return config"])
+    return f'"""{words}"""\n\nfrom configs import common\n\n\ndef get_config():\n{body}\n'
 
 
 def _base(base: str | Path) -> Any:

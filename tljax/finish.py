@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tljax.errors import UserError
 from tljax.evaluation import by_class, calibration
 from tljax.features import discard
 from tljax.losses import score, wilson_interval
+from tljax.recipe import Choice, as_record
 from tljax.report import console as console_lib
 from tljax.report import pictures, provenance
 from tljax.semi import labelling
@@ -38,7 +40,7 @@ def chosen_row(history: list[dict[str, Any]], select: str = "validation") -> dic
     return max(scored, key=lambda row: (row["val_accuracy"], -row["epoch"])) if scored else history[-1]
 
 
-def finish(trainer: Trainer) -> dict[str, Any]:
+def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
     """Tests every member once, at its best epoch, and writes the results.
 
     A single run leaves result.json, predictions.npz, curves.png and calibration.png in its folder. Each member of a
@@ -62,6 +64,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         results.append(result)
         if jax.process_index() == 0:
             write_member(trainer, folder, result, mine, labels)
+    trainer.diagnostics.tell()
     for m, step in enumerate(trainer.diverged):
         if step is not None:
             which = f"member {m:03} ({dict(x.members[m].settings)})" if x.population else "this run"
@@ -72,6 +75,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         final = results[0]
     else:
         final = population_result(trainer, results)
+    final |= as_record(choices)
     console_lib.print_duplicates(trainer.console, final["duplicates"])
     if jax.process_index() == 0:
         folders.write_json(workdir / folders.RESULT, final)
@@ -115,6 +119,8 @@ def member_result(
     for split, name in SPLITS.items():
         if split in logits:
             result[name] = score(logits[split], labels[split], x.plain_loss).as_dict()
+    if result["validation"] is None and result["test"] is not None:
+        trainer.diagnostics.tested(m, result["test"], labels["test"])
     if "unlabelled" in logits:
         result["unlabelled"] = told_of_unlabelled(x.data, logits["unlabelled"])
     if result["validation"] is not None:
@@ -133,10 +139,13 @@ def member_result(
     return result | {
         "calibration": {SPLITS[split]: found for split, found in calibrated.items()},
         "by_class": {SPLITS[split]: by_class(logits[split], known, classes) for split, known in labels.items()},
+        "without_images": {SPLITS[split]: names for split, names in x.data.without_images.items() if split in SPLITS},
+        "notes": x.data.notes,
         "duplicates": {"without": {SPLITS[split]: without(split, found["train"]) for split, found in copies.items()}},
         "test_labels": x.data.sealed.as_dict(),
         "best_step": best["step"],
         "diverged_step": trainer.diverged[m],
+        "warnings": trainer.diagnostics.entries(m),
         "train": {
             **total(trainer.clocks).speed,
             "first_step_seconds": trainer.first_step,
@@ -235,11 +244,26 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
             for m, row in enumerate(rows)
         ],
     )
-    alike = ("train", "features", "skipped", "low_contrast", "classes", "preprocessing", "weights", "versions",
-             "device", "test_labels")  # fmt: skip
+    for name in SPLITS.values():
+        if unseen := console_lib.unseen_words(results[0]["without_images"], name):
+            trainer.console.print(unseen, markup=False)
+    alike = (
+        "train",
+        "features",
+        "skipped",
+        "low_contrast",
+        "without_images",
+        "notes",
+        "classes",
+        "preprocessing",
+        "weights",
+        "versions",
+        "device",
+        "test_labels",
+    )
     common = {name: results[0][name] for name in alike}
     twice = {name: told for name, told in results[0]["duplicates"].items() if name != "without"}
     return {
         "members": rows, "best_member": best, "seconds": trainer.seconds, **common, "duplicates": twice,
-        "config": x.config.to_dict(),
+        "warnings": trainer.diagnostics.by_kind, "config": x.config.to_dict(),
     }  # fmt: skip

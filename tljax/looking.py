@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,21 @@ from tljax.activations import Layer, first_kernel, make_features, maps_of, neare
 from tljax.answers import Answers, Images, open_images, read_answers
 from tljax.classifier import Classifier
 from tljax.data.batches import prefetch
-from tljax.data.decode import Unreadable
+from tljax.data.reading import Unreadable
 from tljax.errors import UserError
 from tljax.evaluation import confusion
 from tljax.explain import BEST, make_grad_cam, make_saliency
 from tljax.finish import SPLITS
 from tljax.predict import Picture, see
 from tljax.report.answers import LARGEST, Captioned, Reason, confusion_picture, gallery_picture, reason_picture
-from tljax.report.console import progress_bar
+from tljax.report.console import progress_bar, unseen_words
 from tljax.report.html import data_address, jpeg_address, make_templates
 from tljax.report.insides import filters_picture, maps_picture
 from tljax.studies.page import share_words
 from tljax.workdir import write_json, write_whole
 
 BATCH, PAIRS = 32, 12
+_LEFT_OUT = "some of the run's images are left out,"  # how a note begins
 TEMPLATES = make_templates("tljax.report")
 
 
@@ -101,10 +102,12 @@ class _Look:
         return self.classifier.classes[index]
 
     def square(self, name: str) -> np.ndarray | None:
-        """A test image as the network sees it; None where it cannot be had any more."""
+        """One of the run's images as the network sees it; None where it cannot be had any more."""
         try:
             return None if self.images is None else self.classifier.see(self.images.read(name))
-        except (Unreadable, OSError):
+        except (Unreadable, OSError) as reason:
+            if not any(note.startswith(_LEFT_OUT) for note in self.notes):
+                self.notes.append(f"{_LEFT_OUT} such as {name!r}: {reason}")
             return None
 
     def matrix(self) -> dict[str, Any] | None:
@@ -264,13 +267,10 @@ class _Look:
     def _squares(self, indices: np.ndarray) -> Iterator[tuple[list[int], np.ndarray]]:
         """Training images as evaluation sees them, in full batches, those that can be read; decoded ahead."""
         assert self.images is not None
-        read: Callable[[int], Any] = self.images.listed.source.read
+        names = self.images.listed.source.names
 
         def see(index: int) -> np.ndarray | None:
-            try:
-                return self.classifier.see(read(index))
-            except (Unreadable, OSError):
-                return None
+            return self.square(names[index])
 
         def batches() -> Iterator[tuple[list[int], np.ndarray]]:
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -372,7 +372,8 @@ def _facts(classifier: Classifier) -> list[tuple[str, str]]:
         if s := result.get(name):
             low, high = (100 * end for end in s["interval95"])
             counts = f"{s['correct']:,} of {s['seen']:,}; 95% interval {low:.1f} to {high:.1f}"
-            facts.append((f"{name} accuracy", f"{100 * s['accuracy']:.1f}% ({counts})"))
+            unseen = unseen_words(result.get("without_images", {}), name)
+            facts.append((f"{name} accuracy", f"{100 * s['accuracy']:.1f}% ({counts}{unseen and '; '}{unseen})"))
     return [*facts, ("temperature", f"{classifier.temperature:.2f}; probabilities are calibrated by it")]
 
 

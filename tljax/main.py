@@ -21,6 +21,7 @@ from tljax.command_line import parse, run_flags
 from tljax.errors import UserError
 from tljax.guest import ENVIRONMENT, LEVELS, is_closed_loop
 from tljax.machine import make_deterministic, tune_cpu
+from tljax.workdir import named
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
@@ -65,7 +66,7 @@ def hide_closed_loops(told: "sys.UnraisableHookArgs") -> None:
 
 def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     config, path = parse(argv, values, default=DEFAULT)
-    several, workdir = values.processes > 1, Path(values.workdir or f"runs/{path.stem}")
+    several, workdir = values.processes > 1, named(values.workdir or f"runs/{path.stem}")
     if several:
         check_processes(config, values)
         if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2":  # ours: who is left tells of a dead process in one line

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tljax.command_line import OneLineParser, exit_status
-from tljax.data.decode import Unreadable
 from tljax.data.folder import LARGEST_FILE, Files, list_images, printable
+from tljax.data.reading import Unreadable
 from tljax.errors import UserError, one_line
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations

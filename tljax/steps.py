@@ -105,6 +105,13 @@ def gradient_norms(plan: Plan, grads: Mapping[Path, jax.Array]) -> Metrics:
     return {"grad_norm": optax.tree.norm(norms), "norms": norms}
 
 
+def active_outputs(model: Network, logits: jax.Array, mask: jax.Array) -> Metrics:
+    """Of a head that ends in a ReLU, `active`: the examples by output whose logit is above 0. Nothing of others."""
+    if not model.rectified:
+        return {}
+    return {"active": ((logits > 0) & (mask > 0)[:, None]).sum(0)}
+
+
 def run_prefix(model: Network, shared: Own, x: jax.Array, *, begin: str | None, end: str) -> Any:
     """Stages of the constant prefix, which no member changes."""
     return model.apply(join_parts(NOTHING, shared), x, Pass(), begin=begin, end=end)
@@ -153,8 +160,8 @@ def make_train_step(
 
     Returns:
       The step. A batch has label `[B]` or `[B, classes]`, index `[B]`, mask `[B]`, epoch `[]`, and what
-      `inputs` reads. Metrics are sums over the whole batch (loss, correct, seen) and the norms of the gradient
-      (`gradient_norms`), with an axis of members in a population.
+      `inputs` reads. Metrics are sums over the whole batch (loss, correct, seen; `active_outputs`) and the norms of the
+      gradient (`gradient_norms`), with an axis of members in a population.
     """
     alone = how == "alone"
     shared_prefix = cut if cut != begin else None
@@ -188,6 +195,7 @@ def make_train_step(
             losses = loss(logits, part_of["label"]) * part_of["mask"]
             right = (predictions(logits) == hard(part_of["label"])) * part_of["mask"]
             sums = {"loss": losses.sum(), "correct": right.sum(), "seen": part_of["mask"].sum()}
+            sums |= active_outputs(model, logits, part_of["mask"])
             return losses.sum() / seen, ({p: moved.get(p, v) for p, v in stats.items()}, sums)
 
         gradient = jax.grad(part, has_aux=True)
@@ -202,7 +210,7 @@ def make_train_step(
 
             start = (jax.tree.map(jnp.zeros_like, own["params"]), own["batch_stats"])
             (grads, stats), sums = jax.lax.scan(accumulate_part, start, parts_of(examples))
-            sums = {k: v.sum() for k, v in sums.items()}
+            sums = {k: v.sum(0) for k, v in sums.items()}
 
         grads = total(grads)
         if axis is not None and not cross_replica_bn:  # each replica's statistics count by the examples it saw

@@ -78,12 +78,14 @@ def suggest(
     from tljax import memo, trial
     from tljax.checks import check
     from tljax.data import duplicates
+    from tljax.recipe import choose
 
     console = console or make_console()
     if config.run != "train":
         raise UserError(f"config.run={config.run!r} is nothing to suggest for; start from configs/folder.py")
     if config.transfer.phases:
         raise UserError("transfer.phases has several plans; say one with transfer.train, and leave the phases out")
+    config, _ = choose(config, look=False)
     check(config)
     backbones = backbones or trial.available(config)
     for backbone in backbones:
@@ -119,7 +121,8 @@ def suggest(
         tried += [try_plan(best, train) for train in dict.fromkeys(more) if train != first.train]
     chosen = choose_plan(tried)
     fields = trial.network_fields(config, best.backbone)
-    fields |= {"transfer.train": chosen.train, "optimizer.lr": chosen.rates[chosen.chosen], "population.lr": ()}
+    fields |= {"transfer.train": chosen.train, "optimizer.lr": chosen.rates[chosen.chosen],
+               "optimizer.lr_groups": config.optimizer.lr_groups, "population.lr": ()}  # fmt: skip
     told = found.as_dict(data.source.names)
     from tljax.probe import suspects
 
@@ -172,7 +175,8 @@ def short_epochs(config: Any, one: Looked, *, alone: bool) -> int:
     their number. On kept features of the head they cost little; other plans get `UPDATES`, or 3 epochs of more images.
     """
     whole, part = (len(x.data.splits["train"]) for x in (one.seen.whole, one.seen.x))
-    wanted = max(1, round(config.epochs * whole / part))
+    passes = config.epochs * (config.epoch_steps or one.seen.whole.steps_per_pass) / one.seen.whole.steps_per_pass
+    wanted = max(1, round(passes * whole / part))
     return wanted if alone else min(wanted, max(3, UPDATES // one.seen.x.steps_per_epoch))
 
 

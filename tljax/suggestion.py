@@ -184,18 +184,12 @@ def tell(console: Console, found: Suggestion) -> None:
 
 def config_file(config: Any, found: Suggestion, out: Path) -> str:
     """A config's source: the suggestion, and all else that differs from `configs/common.py`."""
-    from configs import common
-    from tljax.trial import with_fields
-    from tljax.workdir import flatten
+    from tljax.fields import source_of, with_fields
 
-    wanted, usual = flatten(with_fields(config, found.fields).to_dict()), flatten(common.get_config().to_dict())
-    lines = [f"    config.{name} = {wanted[name]!r}" for name in usual if wanted[name] != usual[name]]
     wrap = textwrap.TextWrapper(118, subsequent_indent="  ", break_long_words=False)
     reasons = "\n".join(wrap.fill(f"- {text}") for text in found.reasons)
-    reasons = reasons.replace("\\", "\\\\").replace('"""', "'''")
-    told = f'"""Suggested by tljax.\n\n    python -m tljax.main --config {out}\n\n{reasons}\n"""'
-    body = "\n".join(["    config = common.get_config()", *lines, "    return config"])
-    return f"{told}\n\nfrom configs import common\n\n\ndef get_config():\n{body}\n"
+    words = f"Suggested by tljax.\n\n    python -m tljax.main --config {out}\n\n{reasons}\n"
+    return source_of(with_fields(config, found.fields), words)
 
 
 def record(found: Suggestion) -> dict[str, Any]:

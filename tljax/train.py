@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from tljax.agree import Stop, agree, agree_on_config, agree_on_folder, agree_on_
 from tljax.checkpoint import Checkpoints
 from tljax.checks import check
 from tljax.clock import Clock
+from tljax.data import content
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
+from tljax.diagnostics import Diagnostics
 from tljax.divergence import beginning, parallel_trace, watched
 from tljax.errors import UserError
 from tljax.experiment import Experiment, prepare
@@ -32,6 +34,7 @@ from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
 from tljax.machine import forget_programs, is_deterministic
 from tljax.memory import guarded
+from tljax.recipe import Choice, write_choices
 from tljax.report import console as console_lib
 from tljax.semi.feed import JointFeed
 from tljax.state import TrainState
@@ -41,6 +44,8 @@ from tljax.transfer.plan import plan_tables
 
 SUMS = ("loss", "correct", "seen")
 GIVEN = ("index", "given")  # of unlabelled images, and what they were taken for
+VITAL = ("norms", "active")  # whether anything is learned
+FETCHED = 20  # updates whose metrics are looked at together
 
 
 def run(
@@ -52,6 +57,7 @@ def run(
     look_at_test: bool = False,
     before: Callable[[], None] = lambda: None,
     decoded: Path | None = None,
+    choices: Sequence[Choice] = (),
 ) -> dict[str, Any]:
     """Trains, picks the best epoch by validation, tests once.
 
@@ -66,6 +72,7 @@ def run(
       look_at_test: allows `select='test'`, which tests every epoch. Studies of reports that chose so are alone in it.
       before: called when everything has been found good, and nothing is written yet.
       decoded: the folder of decoded images that outgrow the memory, where it is not `workdir`.
+      choices: what of the config was chosen for these images, for the record.
 
     Returns:
       What `result.json` holds.
@@ -84,7 +91,11 @@ def run(
     if config.deterministic and jax.default_backend() == "gpu" and not is_deterministic():
         raise UserError("deterministic=True comes too late here; set XLA_FLAGS=--xla_gpu_deterministic_ops=true")
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
+    if not overwrite:
+        content.check_moved(workdir, config)
     experiment, variables = prepare(config, decoded or workdir, console)
+    if not overwrite:
+        content.check(decoded or workdir, experiment.data)
     for title, rows in plan_tables(experiment.phases[0], experiment.plans[0], members=len(experiment.members)):
         console_lib.print_table(console, title, rows)
     before()
@@ -94,6 +105,9 @@ def run(
             stack.enter_context(folders.locked(workdir))
             folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
             folders.claim(workdir, config.to_dict(), overwrite=overwrite)
+            if choices:
+                write_choices(workdir, config, choices)
+            content.keep(decoded or workdir, config.data, experiment.data)
             if config.pictures:
                 experiment.save_augmented(workdir / "augmented.png")
         agree_on_folder(workdir)
@@ -104,7 +118,7 @@ def run(
         trainer = Trainer(experiment, variables, checkpoints, console, began, workdir)
         with listen() as trainer.stop.caught:
             trainer.train(writer)
-        return finish(trainer)
+        return finish(trainer, choices)
 
 
 class Trainer:
@@ -133,6 +147,7 @@ class Trainer:
         self.kept: Kept | None = None
         self.features: dict[str, Any] | None = None  # what is told of those kept last
         self.evaluators: dict[str, tuple[Feed, Callable[..., Any]]] = {}
+        vitals = None
         found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
         if found is None:
             state = self.fresh(0, variables)
@@ -142,11 +157,15 @@ class Trainer:
             self.sums = {name: np.asarray(values) for name, values in record["sums"].items()}
             self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
             self.features = record.get("features")
-            self.diverged = record["diverged"]
+            self.diverged, vitals = record["diverged"], record.get("diagnostics")
             self.clocks = [Clock(**clock) for clock in record["clocks"]]
             self.x.data.sealed.reads.update(record.get("test_labels", {}))
             console.print(f"going on from step {state.step:,} of {self.last_step:,}")
             self.tell_of_lost_best()
+            if "content" not in record:
+                console.print("an older version began this run and did not keep what is in its images: nobody can tell "
+                              "whether they are the same pictures under the same names")  # fmt: skip
+        self.diagnostics = Diagnostics(experiment, console, vitals)
         self.step = int(state.step)
         agree(lambda: {"the step that the run goes on from": self.step})
         self.state = replicate(state)
@@ -159,7 +178,7 @@ class Trainer:
             if record["config"] != config:
                 raise UserError(f"the checkpoints in {self.workdir} are of a run of another config; give another "
                                 "--workdir, or --overwrite")  # fmt: skip
-            if record["data"] != data.fingerprint:
+            if record["data"] != data.fingerprint or record.get("content", data.content) != data.content:
                 raise UserError(
                     f"the images of {data.source.spec}, or their split, have changed since this run began: it may have "
                     f"trained on what it would test on; give another --workdir, or --overwrite"
@@ -271,7 +290,6 @@ class Trainer:
                 clock.waited += time.perf_counter() - asked if self.warm else 0.0
                 shard |= self.stop.words(x.replicas.local) | {"number": np.full(x.replicas.local, self.step, np.int32)}
                 self.state, metrics = train_step(self.state, shard, self.key)
-                sums.append({name: metrics[name] for name in (*SUMS, *GIVEN) if name in metrics})
                 done += 1
                 self.step += 1
                 advance(done, of, clock.words)
@@ -286,18 +304,29 @@ class Trainer:
                 jax.block_until_ready(metrics)  # bounds what is under way; the devices have the next steps already
                 self.watch(metrics, feed, number)
                 self.stop.hear(metrics)
+                sums.append({name: metrics[name] for name in (*SUMS, *GIVEN, *VITAL) if name in metrics})
+                if len(sums) == FETCHED:
+                    self.take_in(sums)
                 now = time.perf_counter()
                 clock.add(seen, now - last, cold=not self.warm)
                 last, self.warm = now, True
                 self.first_step = self.first_step or self.seconds
-        for found in jax.device_get(sums):
-            for name in SUMS:
-                self.sums[name] += np.atleast_1d(found[name][0]).astype(np.float64)
-            if x.joint:
-                index, given = (found[name][0] for name in GIVEN)
-                self.sums["given"] += (given != HIDDEN).sum()
-                self.sums["right"] += ((given != HIDDEN) & (given == x.data.truth[index])).sum()  # told, never used
+        self.take_in(sums)
         return done == of
+
+    def take_in(self, sums: list[Any]) -> None:
+        """Adds the metrics of updates to the epoch's, and empties the list."""
+        fetched = [jax.tree.map(lambda v: v[0], found) for found in jax.device_get(sums)]
+        sums.clear()
+        for found in fetched:
+            for name in SUMS:
+                self.sums[name] += np.atleast_1d(found[name]).astype(np.float64)
+            if self.x.joint:
+                index, given = (found[name] for name in GIVEN)
+                self.sums["given"] += (given != HIDDEN).sum()
+                right = (given != HIDDEN) & (given == self.x.data.truth[index])  # told, never used
+                self.sums["right"] += right.sum()
+        self.diagnostics.stepped(fetched, self.phase)
 
     def watch(self, metrics: dict[str, Any], feed: Feed | JointFeed, number: int) -> None:
         """Notes which members' numbers have gone wrong; raises UserError for a single run that is to stop then."""
@@ -354,8 +383,10 @@ class Trainer:
             "first_step": self.first_step,
             "features": self.features,
             "diverged": self.diverged,
+            "diagnostics": self.diagnostics.record,
             "clocks": [dataclasses.asdict(clock) for clock in self.clocks],
             "data": self.x.data.fingerprint,
+            "content": self.x.data.content,
             "config": folders.digest_of_config(self.x.config.to_dict()),
             "test_labels": dict(self.x.data.sealed.reads),
         }
@@ -391,6 +422,7 @@ class Trainer:
         rows = [history[-1] for history in self.histories]
         if x.population and logits is not None:
             self.remember_best(np.asarray([row["val_accuracy"] for row in rows], np.float32), step)
+        self.diagnostics.validated(rows, logits)
         self.clocks[epoch].validation = time.perf_counter() - began
         return rows
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from tljax import memo
@@ -18,6 +17,7 @@ from tljax.convert import pretrained
 from tljax.errors import UserError
 from tljax.experiment import Experiment, prepare
 from tljax.feed import run_over
+from tljax.fields import with_fields
 from tljax.finish import restore_best
 from tljax.losses import predictions
 from tljax.models import Network, create_model
@@ -100,19 +100,6 @@ def available(config: Any) -> tuple[Backbone, ...]:
             "--backbones=resnet18=resnet18-f37072fd.pth,squeezenet1_0=squeezenet1_0-b66bff10.pth"
         )
     return tuple(best.values())
-
-
-def with_fields(config: Any, fields: dict[str, Any]) -> Any:
-    """A copy of a config with other values, by dotted name."""
-    changed: Any = ConfigDict(config.to_dict())
-    for name, value in fields.items():
-        *path, last = name.split(".")
-        node = changed
-        for part in path:
-            node = node[part]
-        with node.ignore_type():
-            node[last] = value
-    return changed.lock()
 
 
 def network_fields(config: Any, backbone: Backbone) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,16 @@ except ImportError:  # Windows: two runs in one folder are then not noticed
     fcntl = None
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.csv"
+IMAGES = "images.npz"  # which pictures the run has, by name and content
 SPILL, LOCK = "pixels.u8", ".lock"
+_OURS = {CONFIG, RESULT, METRICS, SPILL, LOCK, "checkpoints", "members", "predictions.npz", "augmented.png",
+         "curves.png", "calibration.png"}  # fmt: skip
 # Fields that do not change what a run computes.
 FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "cache.memory_gb", "pictures",
         "stop_at_nan", "trackers")  # fmt: skip
+# Fields that say where the images lie, or labels that a round made: what lies there is compared by content.
+_KINDS_OF_FOLDERS = ("folder", "pets")
+PLACES = ("data.source", "data.tfds_dir", "data.pseudo")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -111,6 +119,17 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return config
 
 
+def wrote(folder: Path, names: Set[str] | None = None) -> bool:
+    """Whether a run, or the demo, wrote a folder; `names` are those of its files, where they are known."""
+    names = set(os.listdir(folder)) if names is None else names
+    if CONFIG in names or RESULT in names:
+        for read in (read_config, read_result):
+            with contextlib.suppress(UserError):
+                if "rows" not in (read(folder) or {"rows": "or not finished"}):
+                    return True
+    return len(names & _OURS) > 2  # one that was stopped, or damaged
+
+
 def digest_of_config(config: Mapping[str, Any]) -> str:
     """Of all that a run computes by; where the files lie that it names may change, since folders are moved."""
     fields = {name: value for name, value in flatten(json.loads(json.dumps(config))).items()
@@ -132,6 +151,39 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it is no JSON object")
     return value
+
+
+def named(folder: str | Path) -> Path:
+    """A folder as a user names it, `~` filled in where there is such a home."""
+    return Path(os.path.expanduser(folder))
+
+
+# What Orbax and TensorStore do not take for itself: patterns, escapes, addresses (`gs:`, and `/gs/...` that etils makes
+# of it), the names of TensorStore's lock files, bytes that are not UTF-8.
+_MISREAD = re.compile(r"[*?\[\]\\:\x00-\x1f\x7f\ud800-\udfff]|^//|^/(gs|s3|az|hf)(/|$)|\.__lock(/|$)")
+_OPEN_FOLDERS = Path("/proc/self/fd")
+
+
+def is_misread(path: Path) -> bool:
+    """Whether the library of checkpoints takes an absolute path for another one, or for none."""
+    return os.name == "posix" and bool(_MISREAD.search(str(path)))
+
+
+@contextlib.contextmanager
+def literal(folder: Path) -> Iterator[Path]:
+    """A path of a folder, which exists, that the library of checkpoints takes for itself.
+
+    That is the folder without links and `..`, or, where it would be misread, this process's own name of it.
+    """
+    real = folder.resolve()
+    if not is_misread(real):
+        yield real
+        return
+    handle = os.open(real, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _OPEN_FOLDERS / str(handle)
+    finally:
+        os.close(handle)
 
 
 class Busy(UserError):
@@ -182,14 +234,36 @@ def check_free(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = Fa
     Raises:
       UserError: when the folder holds a finished run, a run of another config, or something else.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder")
+    try:
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"--workdir={workdir} is a file; give a folder")
+        if workdir.is_symlink() and not workdir.exists():
+            raise UserError(f"--workdir={workdir} is a link to {os.readlink(workdir)}, which is not there")
+        workdir.resolve()
+    except (OSError, RuntimeError) as error:  # no permission to look, a name that is too long, links in a circle
+        raise UserError(f"--workdir={workdir} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+    if is_misread(workdir.resolve()) and not _OPEN_FOLDERS.is_dir():
+        raise UserError(f"--workdir={workdir} has a name that the library of checkpoints takes for another (such as "
+                        "one with a backslash, a colon, brackets or *); give another")  # fmt: skip
     if (workdir / CONFIG).exists():
         read_config(workdir)  # somebody else's config.json is not ours to throw away
         if not overwrite:
             _same_run(workdir, config)
     elif workdir.exists() and {p.name for p in workdir.iterdir() if p.suffix != ".part"} - {SPILL, LOCK}:
         raise UserError(f"--workdir={workdir} has files in it but no run; give an empty folder or a new name")
+    if overwrite or not (workdir / RESULT).exists():
+        _check_writable(workdir)
+
+
+def _check_writable(workdir: Path) -> None:
+    """Raises UserError for a folder that cannot be written to, or not be made, before hours are spent on it."""
+    there = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--workdir={workdir} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY
+        why = os.strerror(errno.EROFS if read_only else errno.EACCES)
+        raise UserError(f"--workdir={workdir} cannot be written to: {why}; give another folder")
 
 
 def claim(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -206,26 +280,67 @@ def claim(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False) 
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if not (workdir / CONFIG).exists():
             write_json(workdir / CONFIG, config)
+        else:
+            _follow(workdir, config)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror or error}") from None
 
 
+def _follow(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Notes where a run's images lie now."""
+    there = read_config(workdir)
+    here = {name: config["data"][name] for name in (place.partition(".")[2] for place in PLACES)}
+    if {name: there["data"].get(name) for name in here} != here:
+        write_json(workdir / CONFIG, there | {"data": there["data"] | here})
+
+
 def _same_run(workdir: Path, config: Mapping[str, Any]) -> None:
     old, new = flatten(read_config(workdir)), flatten(json.loads(json.dumps(config)))
+    done, moved = read_result(workdir) is not None, _moved(workdir, old, new)
+    free = FREE if done and moved is None else (*FREE, *PLACES)
+    other_kind = _kind(old.get("data.source")) != _kind(new.get("data.source"))
     changed = [
         f"{k}: {old.get(k)!r} there, {new.get(k)!r} now"
         for k in sorted(old.keys() | new.keys())
-        if old.get(k) != new.get(k) and k not in FREE
+        if old.get(k) != new.get(k) and (k not in free or (k == "data.source" and other_kind))
     ]
     if changed:
         raise UserError(
             f"--workdir={workdir} holds a run of another config ({'; '.join(changed)}); give another "
             f"--workdir, or --overwrite to throw that run away"
         )
-    if read_result(workdir) is not None:
-        raise Finished(
-            f"--workdir={workdir} holds this run, finished; see its {RESULT}, or give --overwrite to run it again"
-        )
+    if done and not moved:
+        raise finished(workdir)
+
+
+def finished(workdir: Path) -> Finished:
+    return Finished(
+        f"--workdir={workdir} holds this run, finished; see its {RESULT}, or give --overwrite to run it again"
+    )
+
+
+def _moved(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool | None:
+    """Whether a config's images lie elsewhere than those of the run there; None where that run does not say what was in
+    them, so that their place is all there is to compare."""
+    try:
+        (there,) = read_arrays(workdir / IMAGES, "place")
+    except UserError:
+        return None
+    return str(there) != place_of({name: new.get(f"data.{name}") for name in ("source", "tfds_dir")})
+
+
+def place_of(config: Mapping[str, Any]) -> str:
+    """Where `source` and `tfds_dir` of a `config.data` lie, however that is written."""
+    kind, _, where = str(config["source"]).partition(":")
+    if kind in _KINDS_OF_FOLDERS:
+        return f"{kind}:{os.path.realpath(os.path.expanduser(where))}"
+    return f"{config['source']} {config['tfds_dir'] and os.path.realpath(os.path.expanduser(config['tfds_dir']))}"
+
+
+def _kind(source: Any) -> Any:
+    """What is left of a source without its place: `folder`, or all of `tfds:NAME`."""
+    kind = str(source).partition(":")[0]
+    return kind if kind in _KINDS_OF_FOLDERS else source
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tljax.data.decode import Unreadable, decode
+from tljax.data.decode import Unreadable, decode, has_plugin
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -298,3 +298,34 @@ def test_a_box_is_cut_at_the_pixels_that_its_corners_name(size, drawn):
 
 def test_a_box_thinner_than_a_pixel_is_one():
     assert decode(scene(10, 10), short_side=4, box=np.array([0.99, 0.99, 1, 1], np.float32)).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "kind, start",
+    [
+        ("HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+        ("HEIC", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"),
+        ("JPEG XL", b"\xff\x0a"),
+        ("JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    ],
+)
+def test_formats_of_the_extra_are_refused_with_the_library_that_reads_them(kind, start):
+    with pytest.raises(Unreadable, match="damaged" if has_plugin(kind) else f"a {kind} picture, which needs pillow-"):
+        decode(start + bytes(200), short_side=8)
+
+
+@pytest.mark.parametrize("kind, name, suffix", [("HEIC", "HEIF", "heic"), ("JPEG XL", "JXL", "jxl")])
+def test_formats_of_the_extra_are_read_where_it_is_installed(tmp_path, kind, name, suffix):
+    if not has_plugin(kind):
+        pytest.skip(f"{kind} needs the extra [formats]")
+    picture = Image.new("RGB", (40, 30), (200, 40, 30))
+    picture.save(tmp_path / f"x.{suffix}", format=name, quality=95)
+    found = decode((tmp_path / f"x.{suffix}").read_bytes(), short_side=30)
+    assert found.shape == (30, 40, 3)
+    assert np.abs(found.astype(int) - (200, 40, 30)).max() < 16
+
+
+@pytest.mark.parametrize("brands", [b"avifmif1avif", b"mif1\0\0\0\0avif", b"avis\0\0\0\0msf1"])
+def test_avif_is_not_taken_for_heic(brands):
+    with pytest.raises(Unreadable, match=r"^(?!.*HEIC)"):
+        decode(b"\0\0\0\x18ftyp" + brands + bytes(200), short_side=8)

@@ -212,3 +212,27 @@ def test_decoded_arrays_as_procedural_sources_give_them():
 
 def test_available_memory_is_plausible():
     assert 1 << 20 < available_memory() < 1 << 50
+
+
+def test_contents_are_of_what_is_in_the_files_and_stay_with_the_pixels(source, tmp_path):
+    indices, options = np.arange(len(source)), {"short_side": 16, "spill": tmp_path / "cache"}
+    first = decode_all(source, indices, memory_bytes=3000, **options)
+    again = decode_all(source, indices, memory_bytes=3000, **options)  # from the file
+    memory = decode_all(source, indices, short_side=16)
+    for one in (again, memory):
+        np.testing.assert_array_equal(one.contents, first.contents)
+    assert np.flatnonzero(first.contents == b"").tolist() == [1, 8]
+    assert len(set(first.contents.tolist())) == 13
+
+
+def test_files_that_change_places_and_keep_their_times_are_decoded_again(source, tmp_path):
+    options = {"short_side": 16, "spill": tmp_path / "cache", "memory_bytes": 3000}
+    before = decode_all(source, np.arange(len(source)), **options)
+    one, other = tmp_path / "photos/a/0.png", tmp_path / "photos/b/0.png"
+    contents, times = (one.read_bytes(), other.read_bytes()), os.stat(one)
+    for path, content in zip((other, one), contents, strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = decode_all(source, np.arange(len(source)), **options)
+    places = [source.names.index(name) for name in ("a/0.png", "b/0.png")]
+    assert before.contents[places].tolist() == after.contents[places[::-1]].tolist()

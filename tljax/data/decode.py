@@ -5,6 +5,8 @@ picture other than a person sees it, the person is right; `reading` says where, 
 """
 
 import contextlib
+import functools
+import importlib
 import io
 import logging
 import math
@@ -15,11 +17,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from tljax.data import reading
 from tljax.data.reading import FORMATS, MAX_ASPECT, WHITE, Unreadable
 
+# What Pillow reads by a plugin alone, of the extra [formats]: the package, its module, and the name of its format.
+PLUGINS = {"HEIC": ("pillow-heif", "pillow_heif", "HEIF"), "JPEG XL": ("pillow-jxl-plugin", "pillow_jxl", "JXL")}
 # Progressive JPEGs have about ten scans; thousands in a small file are made to keep a decoder busy for hours.
 _MOST_SCANS = 500
 
@@ -73,8 +77,9 @@ def decode(
 ) -> np.ndarray:
     """Decodes and resizes one image.
 
-    Reads JPEG (progressive, CMYK), PNG, GIF, BMP, WebP, TIFF, PPM, JPEG 2000, AVIF and ICO in all of Pillow's modes; of
-    several frames the first. Safe to call from several threads.
+    Reads JPEG (progressive, CMYK), PNG, GIF, BMP, WebP, TIFF, PPM, JPEG 2000, AVIF and ICO in all of Pillow's modes,
+    and HEIC and JPEG XL where the extra `[formats]` is installed; of several frames the first. Safe to call from
+    several threads.
 
     Args:
       data: the bytes of a file, a Pillow image, or pixels as `reading.from_array` takes them.
@@ -146,10 +151,17 @@ def _opened(data: bytes | Image.Image, max_pixels: int) -> Iterator[Image.Image]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet_pillow())
         # What somebody else has opened is theirs to close.
-        image = stack.enter_context(Image.open(io.BytesIO(data), formats=FORMATS)) if isinstance(data, bytes) else data
+        image = stack.enter_context(_open(data)) if isinstance(data, bytes) else data
         if image.width * image.height > max_pixels:
             raise Unreadable(f"{image.width}x{image.height} is more than {max_pixels / 1e6:g} megapixels")
         yield image
+
+
+def _open(data: bytes) -> Image.Image:
+    kind = _needs_plugin(data)
+    if kind and not has_plugin(kind):
+        raise Unreadable(f"a {kind} picture, which needs {PLUGINS[kind][0]} (pip install '.[formats]')")
+    return Image.open(io.BytesIO(data), formats=(PLUGINS[kind][2],) if kind else FORMATS)
 
 
 @contextlib.contextmanager
@@ -211,9 +223,36 @@ def _cut(image: Image.Image, box: np.ndarray | None) -> Image.Image:
     return image.crop((x, y, max(x + 1, round(right * image.width)), max(y + 1, round(bottom * image.height))))
 
 
+def _needs_plugin(data: bytes) -> str:
+    """HEIC or JPEG XL by its first bytes; empty for what Pillow itself may read."""
+    if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
+        return "JPEG XL"
+    size = int.from_bytes(data[:4], "big")
+    brands = [data[i : i + 4] for i in (8, *range(16, min(size, 64), 4))] if data[4:8] == b"ftyp" else []
+    heic = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}
+    return (
+        "HEIC"
+        if heic & set(brands) or (brands[:1] in ([b"mif1"], [b"msf1"]) and not {b"avif", b"avis"} & set(brands))
+        else ""
+    )
+
+
+@functools.cache
+def has_plugin(kind: str) -> bool:
+    """Whether the plugin of a format is there; makes Pillow know of it."""
+    try:
+        module = importlib.import_module(PLUGINS[kind][1])
+        if kind == "HEIC":
+            module.register_heif_opener(thumbnails=False)
+    except (ImportError, OSError):  # its own libraries may be missing
+        return False
+    Image.init()
+    return PLUGINS[kind][2] in Image.OPEN
+
+
 def _what_it_is(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
-        return "a HEIC picture, which Pillow cannot read; save it as JPEG"
+    if data[4:8] == b"ftyp" and b"avif" in data[8:32] and not features.check("avif"):
+        return "an AVIF picture, which this build of Pillow cannot read; save it as JPEG"
     if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "a web page, not an image"
     return "not an image that Pillow can read, or damaged in its first bytes"

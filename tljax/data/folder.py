@@ -1,26 +1,30 @@
 """A folder of images as a source: classes from folder names, or from file names by a regular expression."""
 
+import collections
 import os
 import re
 import stat
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, understand
 from tljax.data.source import Source
 from tljax.errors import UserError
+from tljax.workdir import wrote
 
-_SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-# What systems leave behind in folders; names that begin with a dot are ignored as well.
+# What systems leave behind in folders; files whose names begin with a dot, and such folders, are ignored as well.
 _CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "icon\r", "lost+found",
             "system volume information"}  # fmt: skip
+_HIDDEN_FOLDERS = {".git", ".svn", ".hg", ".dvc", ".cache", ".venv", ".idea", ".vscode", ".ipynb_checkpoints", ".trash",
+                   ".trashes", ".thumbnails", ".thumbs", ".appledouble", ".spotlight-v100", ".fseventsd",
+                   ".picasaoriginals", ".documentrevisions-v100", ".temporaryitems",
+                   ".tmp.driveupload"}  # fmt: skip
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp", ".tif",
-                   ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".avif", ".heic", ".heif"}  # fmt: skip
+                   ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".avif", ".heic", ".heif", ".hif",
+                   ".jxl"}  # fmt: skip
 # Any other suffix may be part of a name ("Mr. Smith", "frame.0001"): such a file is tried, and skipped if no image.
 _OTHER_SUFFIXES = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".htm",
                    ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z",
@@ -29,6 +33,7 @@ _OTHER_SUFFIXES = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".x
                    ".webm", ".aae", ".xmp", ".svg", ".psd", ".eps", ".lnk", ".url", ".bak", ".tmp",
                    ".part"}  # fmt: skip
 LARGEST_FILE = 1 << 30  # bytes
+RUN = "the folder of a run"
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -62,61 +67,57 @@ class Files:
                 raise OSError("larger than 1 GiB")
             return file.read(size)
 
-    def stamp(self, index: int) -> tuple[int, int]:
-        """Size in bytes and time of last change in nanoseconds; zeros where the file is gone."""
+    def stamp(self, index: int) -> tuple[int, int, int]:
+        """Size in bytes, and in nanoseconds the times of the last change of what is in it and of what it is called;
+        zeros where the file is gone."""
         try:
             status = os.stat(self._paths[index])
         except OSError:
-            return 0, 0
-        return status.st_size, status.st_mtime_ns
+            return 0, 0, 0
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def open_folder(path: str | os.PathLike[str], *, label: str = "folder") -> Source:
+def open_folder(
+    path: str | os.PathLike[str], *, label: str = "folder", named: Mapping[str, str] | None = None
+) -> Source:
     """Lists a folder of images; nothing in it is opened or changed.
 
     Layouts, by `label`:
 
-    * `'folder'`: `path/CLASS/...`, or `path/{train,val,test}/CLASS/...` with the splits official (`train` is needed;
-      `training`, `valid`, `validation` and `testing` are understood). Images may lie deeper inside a class folder, as
-      with torchvision's ImageFolder.
+    * `'folder'`: `path/CLASS/...`; `path/SPLIT/CLASS/...` or `path/CLASS/SPLIT/...` with the splits official. Names of
+      splits may be `train`, `training_set`, `seg_train`, `valid`, `dev`, `holdout`, ... (see `layout`), `train` among
+      them.
+      Images may lie deeper inside a class folder, as with torchvision's ImageFolder.
     * `'regex:PATTERN'`: the first group of PATTERN, searched in the file name (suffix included), is the class, as in
-      fastai's `from_name_re`; files may lie at any depth, and `train`, `val` and `test` folders are still splits.
+      fastai's `from_name_re`; files may lie at any depth, and folders named as splits are still splits.
 
-    Hidden files and what systems leave behind (`__MACOSX`, `Thumbs.db`) are ignored. What cannot be an image, or has no
-    class, is named in `skipped` with the reason; whether the rest can be decoded shows when it is decoded.
+    Hidden files, what systems leave behind (`__MACOSX`, `Thumbs.db`) and folders of runs are ignored. What cannot be an
+    image, or has no class, is named in `skipped` with the reason; whether the rest can be decoded shows when it is
+    decoded. What may be meant otherwise is in `notes`.
+
+    Args:
+      path: the folder.
+      label: see above.
+      named: by split, its folder, relative to `path` or not, or several with commas between. `'.'` is all that is in
+        no other one; as `train` alone, all of it with classes for first folders. What is not named is as the folder
+        has it.
 
     Raises:
-      UserError: no such folder, no images, fewer than two classes, classes in `val` or `test` that `train` lacks, or a
-        regular expression that does not compile, has no group, or matches no file name.
+      UserError: no such folder, no images, fewer than two classes, classes in `val` or `test` that `train` lacks,
+        classes whose names are the same to a reader, folders that can be read in two ways, or a regular expression that
+        does not compile, has no group, or matches no file name.
     """
     root = existing_folder(path)
     pattern = _pattern(label)
+    if wrote(root):
+        raise UserError(f"{str(path)!r} is the folder of a run of tljax, whose pictures are no data; name the images'")
     files, skipped = list_images(root)
+    splits_of = _named_folders(root, named or {}, files, skipped)
     if not files:
         passed = f" ({len(skipped)} passed over, such as {skipped[0][0]!r}: {skipped[0][1]})" if skipped else ""
         raise UserError(f"no images in {str(path)!r}{passed}; give a folder with one folder of images per class")
-    layout = _split_folders(files, by_folder=pattern is None, path=path)
-
-    rows: list[tuple[str, str, str | None]] = []  # name, class, split
-    for name in sorted(files):
-        parts, split = name.split("/"), None
-        if layout:
-            split = layout.get(parts[0]) if len(parts) > 1 else None
-            if split is None:
-                skipped.append((name, "outside of the folders " + ", ".join(sorted(layout))))
-                continue
-            parts = parts[1:]
-        if pattern is None:
-            cls = parts[0] if len(parts) > 1 else ""
-            reason = "not in a class folder"
-        else:
-            match = pattern.search(parts[-1])
-            cls = (match.group(1) or "") if match else ""
-            reason = "its name gives no class by the regular expression"
-        if cls:
-            rows.append((name, cls, split))
-        else:
-            skipped.append((name, reason))
+    layout = understand(Folder.of(files), path=str(path), by_folder=pattern is None, named=splits_of)
+    rows = _rows(files, layout, pattern, skipped)
     if not rows:
         if pattern is not None:
             raise UserError(
@@ -128,25 +129,36 @@ def open_folder(path: str | os.PathLike[str], *, label: str = "folder") -> Sourc
             r"data.label='regex:^(.+)_\d+' to take the class from file names"
         )
 
+    notes = [*layout.notes, *_check_twins({cls for _, cls, _ in rows})]
     trained = {cls for _, cls, split in rows if split in (None, "train")}
     for name, cls, split in rows:
         if cls not in trained:
             raise UserError(f"class {cls!r} is in {split} ({name!r}) but has no images in train, which needs some")
     classes = tuple(sorted(trained))
     if len(trained) < 2:
-        inner = set()
-        if pattern is None and not layout:  # one folder too high: all/{cat,dog}
-            inner = {name.split("/")[1] for name in files if name.count("/") > 1}
-        hint = (
-            f"is folder:{os.path.join(path, classes[0])} meant, with {len(inner)} folders in it?"
-            if len(inner) > 1
-            else "there must be at least two"
-        )
+        inner, where = [], next(name for name, _, split in rows if split in (None, "train")).split("/")
+        if pattern is None:  # one folder too high: all/{cat,dog}
+            rest = layout.read("/".join(where))[2]  # type: ignore[index]
+            where = where[: len(where) - rest.count("/")]
+            below = Folder.of(files).at("/".join(where))
+            while below and len(below.folders) == 1:
+                where.append(next(iter(below.folders)))
+                below = below.folders[where[-1]]
+            inner = sorted(below.folders) if below else []
+        inside = " ".join("/".join(where).splitlines())
+        meant = f"data.train={inside}" if layout.places else f"folder:{os.path.join(path, inside)}"
+        hint = f"is {meant} meant, with {len(inner)} folders in it?" if inner else "there must be at least two"
         raise UserError(f"only one class, {classes[0]!r}, in {str(path)!r}; {hint}")
 
+    if pattern is None and (empty := _without_images(skipped, layout, {cls for _, cls, _ in rows})):
+        words = ", ".join(map(repr, empty[:4])) + (f" and {len(empty) - 4} more" if len(empty) > 4 else "")
+        notes.append(f"no images in {words}: no {'class' if len(empty) == 1 else 'classes'}")
+    for cls in classes:
+        if is_split_name(cls) and not any(repr(cls) in note for note in notes):
+            notes.append(f"taken for a class: {cls!r}")
     place = {cls: i for i, cls in enumerate(classes)}
     splits = {}
-    for split in ("train", "val", "test"):
+    for split in FIELDS:
         members = np.array([i for i, row in enumerate(rows) if row[2] == split], np.int64)
         if members.size:
             splits[split] = members
@@ -158,7 +170,93 @@ def open_folder(path: str | os.PathLike[str], *, label: str = "folder") -> Sourc
         read=Files([files[name] for name, _, _ in rows]),
         splits=splits,
         skipped=tuple(sorted(skipped)),
+        notes=tuple(notes),
     )
+
+
+def _rows(
+    files: Iterable[str], layout: Layout, pattern: re.Pattern[str] | None, skipped: list[tuple[str, str]]
+) -> list[tuple[str, str, str | None]]:
+    """(name, class, split) of images, sorted; what has none goes to `skipped`."""
+    rows: list[tuple[str, str, str | None]] = []
+    for name in sorted(files):
+        found = layout.read(name)
+        if found is None:
+            skipped.append((name, "outside of the folders " + ", ".join(sorted(layout.places)[:6])))
+            continue
+        split, cls, rest = found
+        parts = rest.split("/")
+        if pattern is None:
+            cls, reason = cls or (parts[0] if len(parts) > 1 else ""), "not in a class folder"
+        else:
+            match = pattern.search(parts[-1])
+            cls, reason = (match.group(1) or "") if match else "", "its name gives no class by the regular expression"
+        if cls:
+            rows.append((name, cls, split))
+        else:
+            skipped.append((name, reason))
+    return rows
+
+
+def _named_folders(
+    root: Path, named: Mapping[str, str], files: dict[str, str], skipped: list[tuple[str, str]]
+) -> dict[str, str]:
+    """{folder: split} as the user named them; images of folders that lie elsewhere are added to `files`."""
+    found: dict[str, str] = {}
+    for split, value in named.items():
+        whole = (root / os.path.expanduser(value)).is_dir()  # its name may have a comma in it
+        for text in filter(None, [value] if whole else map(str.strip, value.split(","))):
+            field, place = f"data.{FIELDS[split]}={text}", root / os.path.expanduser(text)
+            if not place.is_dir():
+                raise UserError(f"{field}: there is no folder {str(place)!r}; it is looked for from {str(root)!r}")
+            inside = os.path.relpath(os.path.abspath(place), os.path.abspath(root)).replace(os.sep, "/")
+            if inside.split("/")[0] == "..":
+                inside = f"{split}:{printable(place.resolve().name)}"
+                while inside in found:
+                    inside += "'"
+                more, passed = list_images(place)
+                files.update({f"{inside}/{name}": path for name, path in more.items()})
+                skipped += [(f"{inside}/{name}", reason) for name, reason in passed]
+            name = printable(inside)
+            if name in found:
+                raise UserError(f"{field}: that folder is data.{FIELDS[found[name]]}, too; an image is in one split")
+            if name != "." and not any(image.startswith(f"{name}/") for image in files):
+                raise UserError(f"{field}: no images in that folder")
+            found[name] = split
+    return found
+
+
+def _check_twins(classes: Iterable[str]) -> list[str]:
+    """Raises UserError for classes whose names a reader cannot tell apart; (a, A) may be letters, and is a note."""
+    alike: dict[str, list[str]] = collections.defaultdict(list)
+    for name in sorted(classes):
+        visible = "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c) != "Cf")
+        alike[unicodedata.normalize("NFKC", " ".join(visible.split()))].append(name)
+    notes = []
+    for names in alike.values():
+        if len(names) < 2:
+            continue
+        if all(len(name) == 1 for name in names):
+            notes.append(f"classes {', '.join(names)} differ in case alone")
+            continue
+        forms = {unicodedata.normalize("NFC", name) for name in names}
+        how = "in their Unicode form alone" if len(forms) == 1 else "in case, spaces or Unicode form alone"
+        shown = " and ".join(map(ascii if len(forms) == 1 else repr, names[:3]))
+        raise UserError(f"classes {shown} differ {how}; give one folder, or one name, to one class")
+    return notes
+
+
+def _without_images(skipped: Iterable[tuple[str, str]], layout: Layout, classes: set[str]) -> list[str]:
+    """Folders that would be classes, but for having no image."""
+    found = set()
+    for name, reason in skipped:
+        if reason in (RUN, "a folder, not an image", "not in a class folder", "a hidden folder"):
+            continue
+        parts = (name + "/." if reason == "an empty folder" else name).split("/")
+        read = layout.read("/".join(parts))
+        if read and not read[1] and "/" in read[2]:
+            found.add(read[2].split("/")[0])
+    return sorted(found - classes)
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:
@@ -198,19 +296,31 @@ def list_images(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """All files below a folder that may be images, {name: path}, and (name, reason) of what was passed over."""
     files: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []
+    names: set[str] = set()
     pending = [(os.fspath(root), "", frozenset([_identity(os.stat(root))]))]
     while pending:
         folder, prefix, above = pending.pop()
         try:
             with os.scandir(folder) as listing:
-                entries = [e for e in listing if not e.name.startswith(".") and e.name.lower() not in _CLUTTER]
+                found = [e for e in listing if e.name.lower() not in _CLUTTER]
         except OSError as error:
             skipped.append((prefix.rstrip("/"), f"cannot be read: {error.strerror}"))
             continue
+        if prefix and wrote(Path(folder), {entry.name for entry in found}):
+            skipped.append((prefix.rstrip("/"), RUN))
+            continue
+        entries = [entry for entry in found if not entry.name.startswith(".")]
+        for entry in found:
+            if entry.name.startswith(".") and entry.name.lower() not in _HIDDEN_FOLDERS and _is_folder(entry):
+                skipped.append((prefix + printable(entry.name), "a hidden folder"))
         if not entries and prefix:
             skipped.append((prefix.rstrip("/"), "an empty folder"))
         for entry in entries:
             name = prefix + printable(entry.name)
+            if name in names:  # one of them in bytes that are no UTF-8
+                skipped.append((name, "written like another name beside it"))
+                continue
+            names.add(name)
             suffix = os.path.splitext(entry.name)[1].lower()
             try:
                 status = os.stat(entry.path)
@@ -234,23 +344,12 @@ def list_images(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
     return files, skipped
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
-
-
-def _split_folders(names: dict[str, str], *, by_folder: bool, path: str | os.PathLike[str]) -> dict[str, str]:
-    """{folder: split} where the top folders are splits, else {}."""
-    tops = {name.split("/")[0] for name in names if "/" in name}
-    found = {top: _SPLIT_NAMES[top.lower()] for top in tops if top.lower() in _SPLIT_NAMES}
-    if "train" not in found.values():
-        if by_folder and found and len(found) == len(tops):
-            raise UserError(f"{str(path)!r} has {', '.join(sorted(found))} but no train; add train/CLASS/...")
-        return {}
-    # `train` may be a class beside `bus` and `car`; it is a split if it holds class folders.
-    deep = any(found.get(name.split("/")[0]) == "train" and name.count("/") > 1 for name in names)
-    if by_folder and len(found) < len(tops) and not deep:
-        return {}
-    if len(set(found.values())) < len(found):
-        several = ", ".join(sorted(found))
-        raise UserError(f"{str(path)!r} has two folders for one split among {several}; keep one of each")
-    return found

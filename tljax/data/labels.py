@@ -33,6 +33,10 @@ class Sealed:
         self.reads[why] += 1
         return self._labels[images]
 
+    def count(self, images: np.ndarray, classes: int) -> np.ndarray:
+        """How many test images each class has: no image's label, and no reading."""
+        return np.bincount(self._labels[images], minlength=classes)
+
     def as_dict(self) -> dict[str, Any]:
         """For result.json."""
         return {"read": self.reads.total(), "by": dict(self.reads), "split": self.split}

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from tljax.data import labels
 from tljax.data import pixels as pixels_lib
 from tljax.data.folder import open_folder
+from tljax.data.layout import FIELDS
 from tljax.data.pets import open_pets
 from tljax.data.pixels import Pixels
 from tljax.data.shapes import open_shapes
@@ -20,6 +21,11 @@ from tljax.data.splits import make_splits
 from tljax.errors import UserError
 from tljax.memo import is_sharing, shared
 from tljax.workdir import SPILL
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Names on a line, and how many more there are."""
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,51 @@ class Listed:
         """All training images, with labels or without, sorted."""
         return np.union1d(self.splits["train"], self.splits.get("unlabelled", self.splits["train"]))
 
+    @property
+    def counts(self) -> dict[str, np.ndarray]:
+        """How many images each class has in each split, int `[classes]`; of those that train, with labels."""
+        n = len(self.source.classes)
+        found = {"train": self.source.labels[self.splits["train"]]}
+        found |= {"val": self.source.labels[self.splits["val"]]} if "val" in self.splits else {}
+        counts = {split: np.bincount(known[known >= 0], minlength=n) for split, known in found.items()}
+        if "test" in self.splits:
+            counts["test"] = self.sealed.count(self.splits["test"], n)
+        return counts
+
+    @property
+    def without_images(self) -> dict[str, list[str]]:
+        """The classes without an image, by split; of splits that have such classes."""
+        names = self.source.classes
+        found = {split: [names[i] for i in np.flatnonzero(count == 0)] for split, count in self.counts.items()}
+        return {split: missing for split, missing in found.items() if missing}
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided of the images that may be meant otherwise, and what the splits lack."""
+        words = {"train": "no labels to train on", "val": "validation says nothing of them",
+                 "test": "the test says nothing of them"}  # fmt: skip
+        count = f"images for {len(self.source.classes):,} classes"
+        return [*self.source.notes] + [
+            f"{split} has {len(self.splits[split]):,} {count} and none of {few(missing)}: {words[split]}"
+            for split, missing in self.without_images.items()
+        ]
+
+    def check_trained(self, before: "Listed | None" = None) -> None:
+        """Raises UserError for a class without a training image; `before` is what was listed, had files been read."""
+        n = len(self.source.classes)
+        missing = np.flatnonzero(np.bincount(self.truth[self.pool], minlength=n) == 0)
+        if not missing.size:
+            return
+        names = [self.source.classes[i] for i in missing]
+        words = f"{'classes' if len(names) > 1 else 'class'} {few(names)} without a training image"
+        if before is None:
+            raise UserError(f"{words} in {self.source.spec}: give train a larger share, more images, or leave it out")
+        lost = [i for i in before.pool if self.truth[i] == missing[0]]
+        why = dict(self.pixels.skipped) if isinstance(self, Data) else {}
+        name = self.source.names[lost[0]]
+        raise UserError(f"{words} in {self.source.spec}: none of the {len(lost):,} files of {names[0]!r} can be read, "
+                        f"such as {name!r}: {why.get(name, 'no image')}")  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Data(Listed):
@@ -67,26 +118,46 @@ class Data(Listed):
             digest.update(repr((split, named)).encode())
         return digest.hexdigest()
 
+    @property
+    def contents(self) -> np.ndarray:
+        """Digests of what the images were decoded from, bytes `[N]`."""
+        assert self.pixels.contents is not None
+        return self.pixels.contents
+
+    @functools.cached_property
+    def content(self) -> str:
+        """A digest of what is in which image, by name, of all splits."""
+        digest = hashlib.sha256()
+        for i in np.unique(np.concatenate(list(self.splits.values()))).tolist():
+            digest.update(repr((self.source.names[i], self.contents[i].decode())).encode())
+        return digest.hexdigest()
+
     def labels(self, split: str, why: str = "") -> np.ndarray:
         """Of the images of a split. The test's are read for a reason, which result.json tells."""
         images = self.splits[split]
         return self.sealed.read(images, why) if split == "test" else self.source.labels[images]
 
 
-def open_source(spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0) -> Source:
-    """Opens `folder:PATH`, `pets:PATH`, `tfds:NAME` or `shapes:TASK`.
+def open_source(
+    spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0, named: Mapping[str, str] | None = None
+) -> Source:
+    """Opens `folder:PATH`, `pets:PATH`, `tfds:NAME` or `shapes:TASK`; `named` are the folders of a folder's splits.
 
     Raises:
       UserError: for another form, or whatever the source finds wrong.
     """
     kind, colon, where = spec.partition(":")
     options: dict[str, Any] = {"label": label} if label else {}
+    if named and kind in ("tfds", "pets", "shapes"):
+        split, value = next(iter(named.items()))
+        raise UserError(f"data.{FIELDS[split]}={value} names a folder of folder:PATH; {spec} has splits of its own, or "
+                        "data.split draws them")  # fmt: skip
     if kind == "tfds" and where:
         from tljax.data.tfds import open_tfds  # TFDS takes a second to import
 
         return open_tfds(where, data_dir=tfds_dir or None, **options)
     if kind == "folder" and where:
-        return open_folder(where, **options)
+        return open_folder(where, **options, named=named)
     if kind == "pets" and where:
         return open_pets(where, **options)
     if kind == "shapes" and colon:
@@ -117,7 +188,8 @@ def open_data(config: Any, *, seed: int) -> Listed:
       UserError: for whatever does not fit, an empty split among it.
     """
     drawn = seed if config.shapes_seed is None else config.shapes_seed
-    source = open_source(config.source, label=config.label, tfds_dir=config.tfds_dir, seed=drawn)
+    named = named_folders(config)
+    source = open_source(config.source, label=config.label, tfds_dir=config.tfds_dir, seed=drawn, named=named)
     check_labels(source)
     split = config.split
     if split == "auto":
@@ -130,6 +202,13 @@ def open_data(config: Any, *, seed: int) -> Listed:
         seed=config.split_seed,
         stratify=config.stratify,
     )
+    if source.splits and not split.startswith(("official", "kfold:")):
+        if lost := [f"data.{FIELDS[name]}={named[name]}" for name in ("val", "test") if name in named]:
+            raise UserError(f"data.split={split} divides all images anew and would ignore {' and '.join(lost)}; say "
+                            "data.split=official")  # fmt: skip
+        own = ", ".join(source.splits)
+        pooled = f"the source's own splits ({own}) are put together, since data.split={split}"
+        source = dataclasses.replace(source, notes=(*source.notes, pooled))
     if config.pseudo and config.labels == "all":
         raise UserError(f"data.pseudo={config.pseudo} has labels for unlabelled images, but data.labels=all")
     test = splits.get("test", np.empty(0, np.int64))
@@ -148,7 +227,14 @@ def open_data(config: Any, *, seed: int) -> Listed:
         if config.pseudo:
             pseudo = labels.PseudoLabels.load(Path(config.pseudo))
             splits["train"], targets = labels.give(source, labelled, unlabelled, pseudo)
-    return Listed(source, splits, targets, truth, sealed)
+    listed = Listed(source, splits, targets, truth, sealed)
+    listed.check_trained()
+    return listed
+
+
+def named_folders(config: Any) -> dict[str, str]:
+    """The folders of splits that the config names, by split; a run of before there were such fields has none."""
+    return {split: config.get(field) for split, field in FIELDS.items() if config.get(field)}
 
 
 def known_to_split(split: str, *, stratify: bool) -> str:
@@ -203,4 +289,6 @@ def decode_data(
     key = f"{source.spec} {pixels_lib.key_of(source, wanted, resize, boxes, levels=levels)}" if is_sharing() else ""
     decoded = shared(key, decode)
     splits = pixels_lib.drop(listed.splits, decoded)
-    return Data(source, splits, listed.targets, listed.truth, listed.sealed, decoded)
+    data = Data(source, splits, listed.targets, listed.truth, listed.sealed, decoded)
+    data.check_trained(listed)
+    return data

@@ -18,13 +18,14 @@ from typing import BinaryIO, Self, TypeVar
 import numpy as np
 import PIL
 
-from tljax.data.decode import UNKNOWN, Levels, decode, largest, may_be_wide
+from tljax.data.decode import PLUGINS, UNKNOWN, Levels, decode, has_plugin, largest, may_be_wide
 from tljax.data.reading import MAX_ASPECT, Unreadable
 from tljax.data.source import Source
 from tljax.errors import UserError
 
 # A cache file is the pixels, then a JSON record, the record's length in 8 bytes, and this.
 _MAGIC = b"tljaxpx1"
+_CONTENT = "S32"
 LOW_CONTRAST = 16  # of 256 values: a picture whose lightest and darkest lie closer shows next to nothing
 _IN_FLIGHT = 4  # decoded images waiting for their turn, per worker
 
@@ -42,6 +43,8 @@ class Pixels:
       skipped: (name, reason) of images that were asked for and could not be read, in the order of their indices.
       flat: names of images without contrast, in the same order.
       levels: what was white.
+      contents: digests of the files, or of what else the source gave, that they were decoded from: bytes `[N]`, empty
+        for images that are not held; None where it is not known.
     """
 
     buffer: np.ndarray
@@ -50,6 +53,7 @@ class Pixels:
     skipped: tuple[tuple[str, str], ...] = ()
     flat: tuple[str, ...] = ()
     levels: Levels = UNKNOWN
+    contents: np.ndarray | None = None
 
     def image(self, index: int) -> np.ndarray:
         """One picture, a view, uint8 `[h, w, 3]`. Raises KeyError for an image that is not held."""
@@ -155,6 +159,7 @@ def decode_all(
         return dataclasses.replace(kept, levels=levels)
 
     sizes = np.zeros((len(source), 2), np.int32)
+    contents = np.zeros(len(source), _CONTENT)
     skipped: list[tuple[str, str]] = []
     flat: list[str] = []
     workers = max(1, workers or _processors())
@@ -169,7 +174,9 @@ def decode_all(
     def work(index: int) -> np.ndarray | str:
         try:
             box = None if boxes is None or np.isnan(boxes[index]).any() else boxes[index]
-            return decode(source.read(index), short_side=short_side, max_aspect=max_aspect, box=box, levels=levels)
+            data = source.read(index)
+            contents[index] = content_of(data)
+            return decode(data, short_side=short_side, max_aspect=max_aspect, box=box, levels=levels)
         except Unreadable as error:
             return error.reason
         except OSError as error:
@@ -183,6 +190,7 @@ def decode_all(
         for done, (index, result) in enumerate(_in_order(pool, work, wanted.tolist(), _IN_FLIGHT * workers), 1):
             if isinstance(result, str):
                 skipped.append((source.names[index], result))
+                contents[index] = b""
             else:
                 sizes[index] = result.shape[:2]
                 if int(result.max()) - int(result.min()) < LOW_CONTRAST:
@@ -199,9 +207,18 @@ def decode_all(
             if progress:
                 progress(done, len(wanted))
         if file is not None:
-            file.finish(sizes[wanted], skipped, flat)
+            file.finish(sizes[wanted], skipped, flat, contents[wanted])
             memory = np.memmap(file.path, np.uint8, "r", shape=(total,))
-    return Pixels(memory[:total], _offsets(sizes), sizes, tuple(skipped), tuple(flat), levels)
+    return Pixels(memory[:total], _offsets(sizes), sizes, tuple(skipped), tuple(flat), levels, contents)
+
+
+def content_of(data: bytes | np.ndarray) -> bytes:
+    """A digest of what a source gives for an image, whatever its name, place and times; hexadecimal."""
+    shape = b"" if isinstance(data, bytes) else repr((data.shape, data.dtype.str)).encode()
+    whole = data if isinstance(data, bytes) else np.ascontiguousarray(data).data
+    digest = hashlib.blake2b(shape, digest_size=16)
+    digest.update(whole)
+    return digest.hexdigest().encode()
 
 
 def drop(splits: Mapping[str, np.ndarray], pixels: Pixels) -> dict[str, np.ndarray]:
@@ -262,6 +279,7 @@ def key_of(
 ) -> str:  # fmt: skip
     """A digest of all that the decoded images depend on, short of reading every file."""
     digest = hashlib.sha256(f"{PIL.__version__} {short_side} {max_aspect} {len(source)} {tuple(levels)}".encode())
+    digest.update("".join(kind for kind in PLUGINS if has_plugin(kind)).encode())
     digest.update(b"" if boxes is None else boxes[wanted].tobytes())
     stamp = getattr(source.read, "stamp", None)
     for index in wanted.tolist():
@@ -320,12 +338,13 @@ class _CacheFile:
         except OSError as error:
             raise self._no_room(error) from None
 
-    def finish(self, sizes: np.ndarray, skipped: list[tuple[str, str]], flat: list[str]) -> None:
-        """Appends the record (sizes in the order of the images asked for) and moves the file into its place."""
+    def finish(self, sizes: np.ndarray, skipped: list[tuple[str, str]], flat: list[str], contents: np.ndarray) -> None:
+        """Appends the record (sizes and contents in the order of the images asked for) and moves the file into its
+        place."""
         assert self._file is not None
         found = {
             "key": self._key, "digest": self._digest.hexdigest(), "sizes": sizes.tolist(), "skipped": skipped,
-            "flat": flat,
+            "flat": flat, "contents": [content.decode() for content in contents],
         }  # fmt: skip
         record = json.dumps(found).encode()
         self.write(record + len(record).to_bytes(8, "little") + _MAGIC)
@@ -369,6 +388,8 @@ def _reopen(path: Path, key: str, count: int, wanted: np.ndarray) -> Pixels | No
             return None
         sizes = np.zeros((count, 2), np.int32)
         sizes[wanted] = record["sizes"]
+        contents = np.zeros(count, _CONTENT)
+        contents[wanted] = record["contents"]
         total = int((sizes[:, 0].astype(np.int64) * sizes[:, 1] * 3).sum())
         if total != end - length:
             return None
@@ -378,4 +399,4 @@ def _reopen(path: Path, key: str, count: int, wanted: np.ndarray) -> Pixels | No
         skipped, flat = tuple((name, reason) for name, reason in record["skipped"]), tuple(record["flat"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Pixels(buffer, _offsets(sizes), sizes, skipped, flat)
+    return Pixels(buffer, _offsets(sizes), sizes, skipped, flat, contents=contents)

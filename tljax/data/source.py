@@ -23,6 +23,7 @@ class Source:
         the source has none at all.
       skipped: (name, reason) of files that were passed over while listing.
       narrow: whether all images are known to have 8 bits per value.
+      notes: what was decided while listing that may be meant otherwise, in words.
     """
 
     spec: str
@@ -34,6 +35,7 @@ class Source:
     boxes: np.ndarray | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     narrow: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)

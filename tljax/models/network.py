@@ -43,6 +43,11 @@ class Network(nn.Module):
         return tuple(s for s in self.all_stages if s not in ("pool", "head"))
 
     @property
+    def rectified(self) -> bool:
+        """Whether the head ends in a ReLU: a class whose logit is 0 for every image then has no gradient, either."""
+        return False
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """The stages that have parameters, in order, the head last."""
         return tuple(s for s in self.stages if s != "pool")

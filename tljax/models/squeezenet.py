@@ -55,6 +55,10 @@ class SqueezeNet(Network):
     def all_stages(self) -> tuple[str, ...]:
         return ("stem", *(f"fire{i}" for i in FIRES[self.version]), "head")
 
+    @property
+    def rectified(self) -> bool:
+        return True
+
     def group_of(self, path: Sequence[str]) -> str:
         top, _, index = path[0].partition("_")
         if top == "classifier":

@@ -38,6 +38,57 @@ def print_table(console: Console, title: str, rows: Sequence[Mapping[str, str]])
     console.print(table, soft_wrap=False)
 
 
+MOST_CLASSES = 20  # of a table with a row for each
+
+
+def image_words(images: Mapping[str, int], classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
+    """How many classes there are, images by split, and of more than 20 classes the smallest and the largest.
+
+    Args:
+      images: by split.
+      classes: names.
+      counts: by split, images of each class.
+    """
+    words = f"{len(classes)} classes; images: {', '.join(f'{name} {count:,}' for name, count in images.items())}"
+    if len(classes) <= MOST_CLASSES:
+        return words
+    total = [sum(of_each) for of_each in zip(*counts.values(), strict=True)]
+
+    def told(c: int) -> str:
+        return f"{_on_a_line(classes[c])} ({', '.join(f'{split} {counts[split][c]:,}' for split in counts)})"
+
+    smallest, largest = (pick(range(len(total)), key=total.__getitem__) for pick in (min, max))
+    return f"{words}; the smallest class is {told(smallest)}, the largest {told(largest)}"
+
+
+def class_rows(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[dict[str, str]]:
+    """A row per class with its images by split, for `print_table`; none where there are more than 20."""
+    if len(classes) > MOST_CLASSES:
+        return []
+    return [
+        {"class": _on_a_line(name)} | {split: f"{counts[split][c]:,}" for split in counts}
+        for c, name in enumerate(classes)
+    ]
+
+
+def _on_a_line(name: str) -> str:
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
+def unseen_words(without: Mapping[str, Sequence[str]], split: str) -> str:
+    """Which classes an accuracy says nothing of; empty where there are none.
+
+    Args:
+      without: of result.json, the classes without an image by split.
+      split: `validation` or `test`.
+    """
+    names = without.get(split, ())
+    if not names:
+        return ""
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return f"no {split} images of {', '.join(map(repr, names[:5]))}{more}"
+
+
 class Advance(Protocol):
     """Moves a progress bar to `done` of `total`, with a few words beside it."""
 
@@ -151,7 +202,11 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
     for name in told:
         found = result[name]
         which = f", best epoch {found['best_epoch']}" if name == "validation" else ""
-        console.print(f"{name} accuracy {percent(found['correct'], found['seen'], found['interval95'])}{which}")
+        unseen = unseen_words(result.get("without_images", {}), name)
+        console.print(
+            f"{name} accuracy {percent(found['correct'], found['seen'], found['interval95'])}{which}"
+            + (f"; {unseen}" if unseen else ""), markup=False
+        )  # fmt: skip
     if not told:
         return
     if found := result["calibration"][told[-1]]:

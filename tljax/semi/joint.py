@@ -19,6 +19,7 @@ from tljax.steps import (
     NOTHING,
     Family,
     Own,
+    active_outputs,
     augmentation_keys,
     dropout_keys,
     example_keys,
@@ -229,8 +230,9 @@ def make_joint_step(
 
     Returns:
       The step. A batch has `labelled` and `weak`, each as `steps.make_train_step` takes a batch, and `strong` where
-      second views are not made from the same pictures. Metrics are sums over the labelled images (loss, correct, seen),
-      and `index` and `given` `[all unlabelled rows]`: which images were learned with which label, `HIDDEN` for none.
+      second views are not made from the same pictures. Metrics are sums over the labelled images (loss, correct,
+      seen; `steps.active_outputs`), and `index` and `given` `[all unlabelled rows]`: which images were learned with
+      which label, `HIDDEN` for none.
     """
 
     def total(values: Any) -> Any:
@@ -247,7 +249,8 @@ def make_joint_step(
         done = update(method, tools, parts, own, state)
         mask = parts.seen[2]
         right = ((predictions(done.logits) == hard(parts.label)) * mask).sum()
-        metrics = total({"loss": tools.true(done.logits), "correct": right, "seen": mask.sum()})
+        sums = {"loss": tools.true(done.logits), "correct": right, "seen": mask.sum()}
+        metrics = total(sums | active_outputs(model, done.logits, mask))
         given = jnp.where(parts.first[2] > 0, done.given, HIDDEN)
         metrics |= {"index": everywhere(parts.index), "given": everywhere(given)}
         metrics |= gradient_norms(plan, done.grads)

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from tljax import memo, train
 from tljax import workdir as folders
 from tljax.agree import together
 from tljax.checks import check
+from tljax.data import content
 from tljax.data.labels import PseudoLabels
 from tljax.data.load import Listed, open_data
 from tljax.errors import UserError
 from tljax.experiment import outline
 from tljax.finish import CALIBRATION, PREDICTIONS
 from tljax.losses import outputs
+from tljax.recipe import Choice, as_record, write_choices
 from tljax.report import console as console_lib
 from tljax.report import pictures
 from tljax.semi import labelling
@@ -41,6 +44,7 @@ def run(
     overwrite: bool = False,
     console: Console | None = None,
     look_at_test: bool = False,
+    choices: Sequence[Choice] = (),
 ) -> dict[str, Any]:
     """A teacher and its students; arguments, errors and exceptions are `train.run`'s.
 
@@ -60,6 +64,8 @@ def run(
     if config.semi.calibrate and "val" not in listed.splits:
         raise UserError("semi.calibrate=True fits a temperature on validation images, and there are none")
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
+    if not overwrite:
+        content.check_moved(workdir, config)
     rounds: list[Record] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(memo.sharing())
@@ -70,6 +76,8 @@ def run(
                 stack.enter_context(folders.locked(workdir))
                 folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
                 folders.claim(workdir, config.to_dict(), overwrite=overwrite)
+                if choices:
+                    write_choices(workdir, config, choices)
 
         results = []
         for number in range(config.semi.rounds + 1):
@@ -92,8 +100,8 @@ def run(
             results.append(result)
             passed = passed_on(workdir, number) if number and result["test"] else None
             rounds.append(record_of(number, result, given, passed))
-        print_rounds(console, rounds)
-        final = joined(config, results, rounds)
+        print_rounds(console, rounds, results[-1].get("without_images", {}))
+        final = joined(config, results, rounds) | as_record(choices)
         if first:
             shutil.copyfile(workdir / f"round-{config.semi.rounds}" / PREDICTIONS, workdir / PREDICTIONS)
             if (drawn := workdir / f"round-{config.semi.rounds}" / CALIBRATION).exists():
@@ -241,14 +249,26 @@ def joined(config: Any, results: list[Record], rounds: list[Record]) -> Record:
         "best_step": last["best_step"] + before[1],
         "history": history,
         "rounds": rounds,
+        "warnings": [
+            *(entry | {"round": number} for number, one in enumerate(results) for entry in one.get("warnings", ())),
+            *without_labels(rounds),
+        ],
         "test_labels": last["test_labels"] | {"read": reads.total(), "by": dict(reads)},
         "seconds": sum(result["seconds"] for result in results),
         "config": config.to_dict(),
     }
 
 
-def print_rounds(console: Console, rounds: list[Record]) -> None:
-    """The table of all rounds, and what each student made of its teacher's mistakes."""
+def without_labels(rounds: list[Record]) -> list[Record]:
+    """The warning, if any, that students were given no label of their teacher's."""
+    none = [one["round"] for one in rounds[1:] if not one["labels"]["given"]]
+    words = (f"round {', '.join(map(str, none))} had no pseudo-label to learn from: lower semi.threshold, or raise "
+             "semi.share")  # fmt: skip
+    return [{"kind": "none_given", "message": words, "rounds": none}] if none else []
+
+
+def print_rounds(console: Console, rounds: list[Record], without: Mapping[str, Sequence[str]]) -> None:
+    """The table of all rounds, classes that it says nothing of, and what students made of their teachers' mistakes."""
 
     def row(one: Record) -> dict[str, str]:
         given = one["labels"]
@@ -264,6 +284,11 @@ def print_rounds(console: Console, rounds: list[Record]) -> None:
         }
 
     console_lib.print_table(console, "Rounds", [row(one) for one in rounds])
+    for name in ("validation", "test"):
+        if unseen := console_lib.unseen_words(without, name):
+            console.print(unseen, markup=False)
+    for entry in without_labels(rounds):
+        console.print(f"warning: {entry['message']}")
     for one in rounds[1:] if rounds[-1]["teacher"] else ():
         words = "of its teacher's {mistakes:,} mistakes on the test images {repeated:,} repeated, {mended:,} mended"
         console.print(f"student {one['round']}: {words}; {{new:,}} new".format(**one["teacher"]))

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from tljax.classifier import Classifier
-from tljax.data.decode import Unreadable
+from tljax.data.reading import Unreadable
 from tljax.report.html import make_templates
 from tljax.serving.desk import Busy, Desk
 from tljax.serving.guards import Rate, SafeHeaders, SameOrigin
@@ -79,6 +79,7 @@ class Accuracy(BaseModel):
     correct: int
     seen: int
     interval95: tuple[float, float] = Field(description="of the share, by Wilson")
+    without: list[str] = Field(description="classes that none of these images is of: it says nothing of them")
 
 
 class Model(BaseModel):
@@ -226,11 +227,14 @@ def about(classifier: Classifier, limits: Limits) -> Model:
     result = classifier.result
     images = next((split for split in ("test", "validation") if result.get(split)), "")
     found = result.get(images)
+    without = result.get("without_images", {}).get(images, [])
     return Model(
         name=classifier.workdir.absolute().name,
         network=result["config"]["model"]["name"],
         classes=list(classifier.classes),
-        accuracy=Accuracy(images=images, **{k: found[k] for k in ("correct", "seen", "interval95")}) if found else None,
+        accuracy=Accuracy(images=images, without=without, **{k: found[k] for k in ("correct", "seen", "interval95")})
+        if found
+        else None,
         temperature=classifier.temperature,
         side=classifier.preprocessing.crop,
         top=min(limits.top, len(classifier.classes)),

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from scipy.special import softmax
 
 from tljax.data.decode import Levels, decode
-from tljax.data.load import open_source
+from tljax.data.load import named_folders, open_source
 from tljax.data.reading import Unreadable
 from tljax.errors import UserError
 from tljax.evaluation import confusion
@@ -142,7 +142,9 @@ def _thumbnails(found: Found, names: Iterable[str]) -> dict[str, str]:
     """Pictures by name, as `data:` addresses; those that cannot be read any more are left out."""
     data, seed = found.result["config"]["data"], found.result["config"]["seed"]
     try:
-        source = open_source(data["source"], label=data["label"], tfds_dir=data["tfds_dir"], seed=seed)
+        source = open_source(
+            data["source"], label=data["label"], tfds_dir=data["tfds_dir"], seed=seed, named=named_folders(data)
+        )
     except UserError:
         return {}
     place, pictures = {name: i for i, name in enumerate(source.names)}, {}

@@ -1,0 +1,122 @@
+"""What a config leaves open is chosen, said, recorded and kept to."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+import tljax
+from tests import tiny
+from tljax import runs
+from tljax.errors import UserError
+from tljax.fields import with_fields
+from tljax.recipe import DEFAULTS, Facts, choices_for, choose
+
+OPEN = tuple(DEFAULTS)
+
+
+def chosen(facts, *, opened=OPEN, **fields):
+    usual = {name: DEFAULTS[name] for name in OPEN}
+    config = with_fields(tljax.config("folder:x"), usual | fields)
+    return {choice.field: choice.value for choice in choices_for(config, facts, opened)}
+
+
+def updates(values, images, batch_size=32):
+    per_pass = -(-images // min(batch_size, images))
+    return values["epochs"] * (values["epoch_steps"] or per_pass)
+
+
+@pytest.mark.parametrize("images", [2, 10, 31, 196, 400, 1600, 20_000])
+def test_a_new_head_gets_enough_updates_and_few_stops(images):
+    values = chosen(Facts(images, 0, kept="head", view_bytes=346_112))
+    assert updates(values, images) >= 300
+    assert updates(values, images) >= 8 * images // 32  # each image is seen eight times
+    assert values["epochs"] <= 10
+
+
+def test_cheap_features_get_more_updates():
+    few, maps = (updates(chosen(Facts(200, 0, kept="head", view_bytes=n)), 200) for n in (2048, 346_112))
+    assert (few, maps) == (1000, 300)
+
+
+def test_views_are_kept_while_they_fit():
+    facts = [Facts(images, 0, kept="head", view_bytes=346_112) for images in (100, 1400, 3000, 5000, 50_000)]
+    assert [chosen(one)["cache.views"] for one in facts] == [8, 8, 3, 2, 0]
+    assert chosen(Facts(100, 0, kept=None))["cache.views"] == 0
+    assert chosen(Facts(100, 0, kept="head", view_bytes=2048, random=False))["cache.views"] == 0
+
+
+def test_the_rate_of_a_new_head_follows_what_it_sees():
+    rates = [chosen(Facts(100, 0, kept="head", view_bytes=9, strength=s))["optimizer.lr"] for s in (30, 900, 5800)]
+    assert rates == [0.1, 0.003, 0.0005]
+    deep = chosen(Facts(100, 0, kept="layer4", view_bytes=9, strength=900))
+    assert (deep["optimizer.lr"], deep["optimizer.lr_groups"]) == (1e-4, "head:0.003")
+
+
+def test_validation_chooses_where_it_can_tell_epochs_apart():
+    assert [chosen(Facts(900, val, kept="head", view_bytes=9))["select"] for val in (0, 24, 499, 500)] == [
+        "last", "last", "last", "validation",
+    ]  # fmt: skip
+
+
+def test_what_a_user_sets_stands():
+    values = chosen(Facts(100, 0, kept="head", view_bytes=9), opened=("epochs",), epoch_steps=7)
+    assert values["epochs"] == -(-1000 // 7)
+    config = tljax.config("shapes:target", weights=None, train="all", epochs=3, lr=0.5)
+    filled, choices = choose(config)
+    assert (filled.epochs, filled.optimizer.lr) == (3, 0.5)
+    assert {"epochs", "optimizer.lr"}.isdisjoint(choice.field for choice in choices)
+    assert all(choice.reason for choice in choices)
+
+
+def test_nothing_open_is_nothing_chosen(photos):
+    config = tiny.make_config(photos)
+    assert choose(config) == (config, ())
+
+
+def test_phases_and_unlabelled_images_keep_the_usual_values():
+    filled, _ = choose(tljax.config("shapes:target", weights=None, phases="all@2; head@3@1e-4"))
+    assert (filled.epochs, filled.cache.views, filled.select) == (5, 0, "validation")
+    filled, _ = choose(tljax.config("shapes:target", weights=None, train="all", labels="10%", method="fixmatch"))
+    assert (filled.epochs, filled.optimizer.lr) == (10, 1e-3)
+
+
+def test_a_mistake_is_said_although_something_is_open():
+    with pytest.raises(UserError, match=r"augment\.crop='zoom'"):
+        choose(tljax.config("shapes:target", weights=None, crop="zoom"))
+
+
+def open_config(folder, finished):
+    """All that the recipe chooses is open; a network that is there to be fine-tuned."""
+    fields = {"augment__crop": "random_resized", "transfer__train": "head", "model__weights": str(finished)}
+    return with_fields(tiny.make_config(folder, **fields), dict.fromkeys(OPEN))
+
+
+def test_a_run_says_records_and_repeats_what_was_chosen(photos, finished, tmp_path):
+    said = io.StringIO()
+    config = with_fields(open_config(photos, finished), {"epochs": 2, "epoch_steps": 6})
+    result = runs.run(config, tmp_path / "run", console=Console(file=said, width=200))
+    open_now = [name for name in OPEN if name not in ("epochs", "epoch_steps")]
+    assert [choice["field"] for choice in result["chosen"]] == open_now
+    for choice in result["chosen"]:
+        assert f"{choice['field']}={choice['value']!r}: {choice['reason']}" in said.getvalue()
+    assert result["config"]["cache"]["views"] == 8
+    assert result["config"]["select"] == "last"
+    assert result["features"]["views"] == 3  # as many passes as there are
+    again = tljax.fit(tljax.config(base=tmp_path / "run/repeat.py"), tmp_path / "again", quiet=True)
+    assert again.result["history"] == result["history"]
+    assert json.loads((tmp_path / "run/config.json").read_text()) == json.loads(
+        (tmp_path / "again/config.json").read_text()
+    )
+
+
+def test_what_was_chosen_stays_when_a_run_goes_on(photos, finished, tmp_path, monkeypatch):
+    config = with_fields(open_config(photos, finished), {"epochs": 2, "epoch_steps": 6})
+    whole, parts = (tmp_path / name for name in ("whole", "parts"))
+    undisturbed = runs.run(config, whole, console=Console(quiet=True))
+    tiny.interrupted_after(config, parts, 7, monkeypatch)
+    assert runs.run(config, parts, console=Console(quiet=True))["history"] == undisturbed["history"]
+    assert choose(config, parts)[0].to_dict() == undisturbed["config"]
+    other = with_fields(config, {"seed": 1})
+    assert choose(other, parts)[0].seed == 1

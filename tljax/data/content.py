@@ -1,0 +1,100 @@
+"""Which pictures a run was begun with, by name and by what is in them: it goes on with no others, wherever they lie."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tljax import workdir as folders
+from tljax.data.load import Data, open_data
+from tljax.data.pixels import content_of
+from tljax.errors import UserError
+
+_EXAMPLES = 3
+
+
+def keep(folder: Path, config: Any, data: Data) -> None:
+    """Writes into a run's folder which pictures it has, and where they lie. `config` is `config.data`.
+
+    Raises:
+      UserError: where it cannot.
+    """
+    held = np.flatnonzero(data.pixels.held)
+    arrays = {
+        "place": np.array(folders.place_of(config.to_dict())),
+        "names": np.array([data.source.names[i] for i in held]),
+        "contents": data.contents[held],
+        "skipped": np.array([name for name, _ in data.pixels.skipped], np.str_),
+    }
+    try:
+        folders.write_arrays(folder / folders.IMAGES, **arrays)
+    except OSError as error:
+        raise UserError(f"--workdir={folder} cannot be written to: {error.strerror or error}") from None
+
+
+def check(folder: Path, data: Data) -> None:
+    """Raises UserError where a run's folder says that it has other pictures than `data`; touches nothing."""
+    if (kept := _kept(folder)) is not None:
+        held = np.flatnonzero(data.pixels.held)
+        now = {data.source.names[i]: data.contents[i] for i in held.tolist()}
+        _compare(data.source.spec, kept[0], now)
+
+
+def of_run(workdir: Path) -> dict[str, bytes]:
+    """Digests of what a run's images held, by name: also of a member's, or a round's, which lie with the whole."""
+    places = (workdir.resolve(), *workdir.resolve().parents[:2])
+    return next((kept[0] for place in places if (kept := _kept(place)) is not None), {})
+
+
+def check_moved(workdir: Path, config: Any) -> None:
+    """Of a finished run whose pictures are said to lie elsewhere now: reads these.
+
+    Raises:
+      folders.Finished: they are what the run had.
+      UserError: they are others.
+    """
+    if folders.read_result(workdir) is None:
+        return
+    listed = open_data(config.data, seed=config.seed)
+    known, skipped = _kept(workdir) or ({}, set())
+    now = {}
+    for index in np.unique(np.concatenate(list(listed.splits.values()))).tolist():
+        if (name := listed.source.names[index]) not in skipped:
+            try:
+                now[name] = content_of(listed.source.read(index))
+            except OSError:
+                now[name] = b""
+    _compare(listed.source.spec, known, now)
+    raise folders.finished(workdir)
+
+
+def _kept(folder: Path) -> tuple[dict[str, bytes], set[str]] | None:
+    """Contents by name, and names of files that could not be read; None of a run that older versions began."""
+    if not (folder / folders.IMAGES).exists():
+        return None
+    try:
+        names, contents, skipped = folders.read_arrays(folder / folders.IMAGES, "names", "contents", "skipped")
+    except UserError as reason:
+        raise UserError(f"{folder / folders.IMAGES} is damaged ({reason}); remove it, and the run goes on without it"
+                        ) from None  # fmt: skip
+    return dict(zip(names.tolist(), contents.tolist(), strict=True)), set(skipped.tolist())
+
+
+def _compare(spec: str, kept: Mapping[str, bytes], now: Mapping[str, bytes]) -> None:
+    found = {
+        "other pictures under the same names": [name for name in kept if name in now and kept[name] != now[name]],
+        "gone": [name for name in kept if name not in now],
+        "new": [name for name in now if name not in kept],
+    }
+    told = "; ".join(f"{words}: {_some(names)}" for words, names in found.items() if names)
+    if told:
+        raise UserError(
+            f"the images of {spec} have changed since this run began: it may have trained on what it would test on "
+            f"({told}); put them back, or give another --workdir, or --overwrite"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _EXAMPLES:,} more" if len(names) > _EXAMPLES else ""
+    return ", ".join(map(repr, sorted(names)[:_EXAMPLES])) + more
