@@ -51,6 +51,7 @@ BEFORE = {
     "transfer.train": "head", "transfer.fresh": "head", "optimizer.name": "adam", "optimizer.lr": 1e-3,
     "optimizer.weight_decay": 0.0, "schedule.name": "constant", "schedule.warmup_epochs": 0.0,
     "augment.crop": "random_resized", "augment.scale": (0.08, 1.0), "augment.flip": True, "cache.views": 0,
+    "model.head_init": "torch",
 }  # fmt: skip
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "tljax": ("configs/folder.py", SQUEEZENET),

@@ -18,5 +18,9 @@ def get_config():
     # Chosen for the images at hand, see tljax/recipe.py.
     config.epochs, config.epoch_steps, config.select = placeholder(int), placeholder(int), placeholder(str)
     config.optimizer.lr, config.optimizer.lr_groups = placeholder(float), placeholder(str)
-    config.schedule.name, config.cache.views = placeholder(str), placeholder(int)
+    config.schedule.name, config.cache.views, config.model.head_init = (
+        placeholder(str),
+        placeholder(int),
+        placeholder(str),
+    )
     return config

@@ -90,7 +90,8 @@ def test_the_plan_is_what_the_run_then_has_and_nothing_is_written(config, run, p
     assert found.classes == tiny.CLASSES
     for shown in (str(found), found._repr_html_()):
         assert all(word in shown for word in ("stem", "batch+update+affine", "36", "3 classes"))
-    assert found._repr_html_().count("<tr>") == 1 + len(found.plans[0].groups)
+    rows = 1 + len(found.plans[0].groups) + 1 + len(found.classes)
+    assert found._repr_html_().count("<tr>") == rows
 
 
 def test_the_plan_tells_mistakes_as_training_does(config):

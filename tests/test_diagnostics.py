@@ -249,4 +249,6 @@ def test_a_head_that_dies_by_its_rate_is_said_of_a_real_run(photos, tmp_path):
     config = tiny.make_config(photos, **SQUEEZE, optimizer__lr=3.0, transfer__train="head", epochs=4,
                               transfer__allow_fresh_frozen=True)  # fmt: skip
     result = train.run(config, tmp_path / "run")
-    assert kinds(result)[0] == "dead_classes"
+    assert {"constant", "dead_classes"} <= {
+        *kinds(result)
+    }  # which is first, the end of an epoch or ten updates, is chance

@@ -3,14 +3,12 @@
 import argparse
 import difflib
 import errno
-import functools
 import importlib.util
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from operator import getitem
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,6 +121,12 @@ def example(value: Any) -> str:
     return f"a value such as {value!r}" if value != () else "values in brackets, such as (0.1, 0.2)"
 
 
+def _field(node: Any, parts: Sequence[str]) -> Any:
+    for part in parts:
+        node = node[part]
+    return node
+
+
 def _wrong_value(path: str, message: str) -> str:
     """Says what would fit where a value does not; empty if the message is about something else."""
     found = re.match(r"flag --(config\.[\w.]+)=(.*?): ", message, re.DOTALL)
@@ -131,9 +135,9 @@ def _wrong_value(path: str, message: str) -> str:
     from configs import common
 
     parts = found[1].split(".")[1:]
-    node: Any = functools.reduce(getitem, parts, load_config(path))
+    node = _field(load_config(path), parts)
     if node is None:  # open, or empty until set
-        node = functools.reduce(getitem, parts, common.get_config())
+        node = _field(common.get_config(), parts)
     if isinstance(node, ConfigDict):
         wanted = f"it has fields of its own: {', '.join(sorted(node))}"
     else:

@@ -345,6 +345,7 @@ def outline(config: Any) -> Outline:
         drop=m.drop,
         depth_drop=m.depth_drop,
         dtype=m.dtype,
+        head_init=m.head_init,
     )
     members = members_of(config)
     phases = tuple(

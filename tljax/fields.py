@@ -107,7 +107,7 @@ def _path(name: str, made: ConfigDict) -> str:
     if name in made:
         return name
     paths = flatten(made.to_dict())
-    found = [path for path in paths if path.rpartition(".")[2] == name and not path.startswith("population.")]
+    found = [path for path in paths if path.rpartition(".")[2] == name and not _behind(path)]
     if not found:
         raise _unknown(name, paths)
     if len(found) > 1:
@@ -116,8 +116,13 @@ def _path(name: str, made: ConfigDict) -> str:
     return found[0]
 
 
+def _behind(path: str) -> bool:
+    """Whether a field has to be called by its part, another one having its last word."""
+    return path.startswith("population.") or path in ("data.train", "data.validation", "data.test")
+
+
 def _unknown(name: str, paths: Iterable[str]) -> UserError:
-    paths = sorted(paths, reverse=True)  # so that of two with one last word optimizer.lr counts, not population.lr
+    paths = sorted(paths, key=_behind, reverse=True)  # of two with one last word optimizer.lr counts, not population.lr
     names = {path: path for path in paths} | {path.rpartition(".")[2]: path for path in paths}
     close = dict.fromkeys(names[one] for one in difflib.get_close_matches(name, names, 2))
     hint = f"; did you mean {' or '.join(close)}?" if close else "; see configs/common.py"

@@ -28,8 +28,8 @@ from tljax.transfer.plan import prefix_end, read_groups
 from tljax.workdir import CONFIG, FREE, flatten, write_json, write_whole
 
 DEFAULTS: dict[str, Any] = {
-    "cache.views": 0, "optimizer.lr": 1e-3, "optimizer.lr_groups": "", "schedule.name": "constant", "epochs": 10,
-    "epoch_steps": 0, "select": "validation",
+    "cache.views": 0, "model.head_init": "torch", "optimizer.lr": 1e-3, "optimizer.lr_groups": "",
+    "schedule.name": "constant", "epochs": 10, "epoch_steps": 0, "select": "validation",
 }  # fmt: skip
 """The fields that may be open, and what they are where nothing was measured."""
 
@@ -187,7 +187,8 @@ def _strength(config: Any, listed: Listed, drawn: Outline) -> float:
 
     def forward(variables: Any, images: Any, sizes: Any) -> jax.Array:
         keys = jax.vmap(jax.random.key)(jnp.arange(len(sizes)))
-        return jnp.abs(model.apply(variables, views(keys, images, sizes), end="head")).sum(-1).mean()
+        seen: Any = model.apply(variables, views(keys, images, sizes), end="head")
+        return jnp.abs(seen).sum(-1).mean()
 
     # It runs once: to optimize its code takes seconds, and saves none.
     run = jax.jit(forward, compiler_options={"xla_backend_optimization_level": 0})
@@ -204,6 +205,7 @@ def choices_for(config: Any, facts: Facts, opened: Sequence[str]) -> Iterator[Ch
     """
     views = _views(config, facts)
     yield views
+    yield Choice("model.head_init", "normal", "small weights leave no class dead behind a ReLU")
     yield from _rates(config, facts)
     yield from _length(config, facts, opened)
     yield _selection(facts)

@@ -277,7 +277,7 @@ def test_classes_without_test_images_are_named_before_training(tmp_path):
 def test_of_many_classes_the_smallest_and_the_largest_are_told(tmp_path):
     root = picture_tree(tmp_path, {f"class{i:02}": 4 + i % 5 for i in range(25)})
     words = str(api.plan(tiny.make_config(root, data__split="50/25/25")))
-    assert "25 classes; images: train 89" in words
+    assert "25 classes; images: train 90" in words
     assert (
         "the smallest class is class00 (train 2, val 1, test 1), the largest class04 (train 4, val 2, test 2)" in words
     )

@@ -259,3 +259,22 @@ def test_stochastic_depth_leaves_out_branches_of_whole_examples():
     kept, without = kept.all((1, 2, 3)), without.all((1, 2, 3))
     assert (kept | without).all() and 200 < kept.sum() < 280
     assert np.array_equal(out[:7], model.apply(variables, x[:7], Pass(keys=keys[:7]), end="pool"))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "options"),
+    [
+        ("resnet18", ("fc",), {"width": 64, "blocks": (1, 1)}),
+        ("squeezenet1_0", ("classifier_1",), {}),
+        ("mini_xception", ("head",), {"width": 32}),
+    ],
+)
+def test_a_head_begins_small_where_that_is_asked_for(name, path, options):
+    model = create_model(name, num_classes=200, head_init="normal", **options)
+    head = init_variables(model, jax.random.key(0))["params"]
+    for part in path:
+        head = head[part]
+    assert not np.any(head["bias"])
+    assert np.std(head["kernel"]) == pytest.approx(0.01, rel=0.02)
+    with pytest.raises(UserError, match=r"model.head_init='zero' is not one of torch, normal"):
+        create_model(name, head_init="zero")

@@ -129,7 +129,7 @@ class Data(Listed):
         """A digest of what is in which image, by name, of all splits."""
         digest = hashlib.sha256()
         for i in np.unique(np.concatenate(list(self.splits.values()))).tolist():
-            digest.update(repr((self.source.names[i], self.contents[i].decode())).encode())
+            digest.update(repr((self.source.names[i], bytes(self.contents[i]).decode())).encode())
         return digest.hexdigest()
 
     def labels(self, split: str, why: str = "") -> np.ndarray:

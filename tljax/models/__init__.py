@@ -38,6 +38,7 @@ def create_model(
     drop: float | None = None,
     depth_drop: float | None = None,
     dtype: str = "float32",
+    head_init: str = "torch",
 ) -> Network:
     """Makes a network.
 
@@ -50,12 +51,15 @@ def create_model(
       drop: dropout before the head; None for the original's.
       depth_drop: stochastic depth of a ResNet; None for none.
       dtype: 'float32', 'bfloat16', or 'float64' under x64.
+      head_init: 'torch' or 'normal', see `layers.head_inits`.
 
     Raises:
       UserError: for a name, a stage or an option that the network does not have.
     """
     if name not in MODELS:
         raise UserError(f"model.name={name!r} is not known; there are {', '.join(MODELS)}")
+    if head_init not in ("torch", "normal"):
+        raise UserError(f"model.head_init={head_init!r} is not one of torch, normal")
     if dtype not in ("float32", "bfloat16", "float64"):
         raise UserError(f"model.dtype={dtype!r} is not one of float32, bfloat16, float64")
     if dtype == "float64" and not getattr(jax.config, "jax_enable_x64", False):
@@ -80,7 +84,7 @@ def create_model(
     for option in given:
         if option not in kind.__dataclass_fields__:
             raise UserError(f"model.{option} does not apply to {name}")
-    model = kind(num_classes=num_classes, dtype=dtype, **{**options, **given})
+    model = kind(num_classes=num_classes, dtype=dtype, head_init=head_init, **{**options, **given})
     if until is not None and until not in model.trunk:
         raise UserError(
             f"model.until={until!r} is not a stage of {name} before its head; there are {', '.join(model.trunk)}"

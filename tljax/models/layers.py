@@ -95,11 +95,18 @@ class Pass:
 def new_layer_init(fan_in: int) -> Any:
     """torch's default for a new `nn.Linear` or `nn.Conv2d`, weight and bias alike: U(-b, b), b = 1 / sqrt(fan_in).
 
-    All heads use it: it is what replacing the last layer gives in PyTorch. torchvision's SqueezeNets start their own
-    last convolution from N(0, 0.01) instead, which a replaced one does not.
+    All heads use it by default: it is what replacing the last layer gives in PyTorch.
     """
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def head_inits(name: str, fan_in: int) -> dict[str, Any]:
+    """`kernel_init` and `bias_init` of a head: 'torch' as `new_layer_init`, or 'normal': N(0, 0.01) and no bias, as
+    torchvision's SqueezeNets begin, whose classes are then not dead behind the last ReLU."""
+    if name == "normal":
+        return {"kernel_init": nn.initializers.normal(0.01), "bias_init": nn.initializers.zeros}
+    return {"kernel_init": new_layer_init(fan_in), "bias_init": new_layer_init(fan_in)}
 
 
 kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's ResNets

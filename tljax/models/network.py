@@ -19,11 +19,13 @@ class Network(nn.Module):
       num_classes: outputs of the head.
       until: the last stage before the head; None for the whole network. `until='layer3'` puts pool and head on layer3.
       dtype: compute type; parameters are float32 under bfloat16.
+      head_init: what a new head begins with, see `layers.head_inits`; mini_xception's is Keras's under 'torch'.
     """
 
     num_classes: int = 1000
     until: str | None = None
     dtype: Any = "float32"
+    head_init: str = "torch"
 
     @property
     def all_stages(self) -> tuple[str, ...]:

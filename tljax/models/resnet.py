@@ -12,8 +12,8 @@ from tljax.models.layers import (
     Pass,
     conv,
     dropout,
+    head_inits,
     max_pool,
-    new_layer_init,
     parameter_dtype,
     stochastic_depth,
 )
@@ -115,8 +115,7 @@ class ResNet(Network):
             channels, number = out, number + depth
         self.fc = nn.Dense(
             self.num_classes,
-            kernel_init=new_layer_init(channels),
-            bias_init=new_layer_init(channels),
+            **head_inits(self.head_init, channels),
             dtype=self.dtype,
             param_dtype=parameter_dtype(self.dtype),
         )

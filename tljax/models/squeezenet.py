@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tljax.models.layers import Pass, conv, dropout, kaiming_uniform_fan_in, max_pool, new_layer_init, parameter_dtype
+from tljax.models.layers import Pass, conv, dropout, head_inits, kaiming_uniform_fan_in, max_pool, parameter_dtype
 from tljax.models.network import Network
 
 # Fire modules by their index in torchvision's `features`, and the index of the pooling that follows, if any.
@@ -78,8 +78,7 @@ class SqueezeNet(Network):
             features[str(FIRES[self.version][i])] = Fire(SQUEEZE[i], self.dtype)
             channels = 8 * SQUEEZE[i]
         self.features = features
-        init = new_layer_init(channels)
-        self.classifier = {"1": conv(self.num_classes, 1, kernel_init=init, bias_init=init, **kwargs)}
+        self.classifier = {"1": conv(self.num_classes, 1, **head_inits(self.head_init, channels), **kwargs)}
 
     def run_stem(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
         del forward, group

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tljax.models.layers import BatchNorm, Pass, conv, depthwise_conv, dropout, max_pool, parameter_dtype
+from tljax.models.layers import BatchNorm, Pass, conv, depthwise_conv, dropout, head_inits, max_pool, parameter_dtype
 from tljax.models.network import Network
 
 glorot_uniform = nn.initializers.glorot_uniform()
@@ -90,9 +90,8 @@ class MiniXception(Network):
             layers |= {f"sep{i}{x}": SeparableConv(size, self.dtype) for x in "ab"}
             layers[f"short{i}"] = conv(size, 1, stride=2, **kwargs)
         layers[f"sep{len(self.sizes) + 1}"] = SeparableConv(self.channels(1024), self.dtype)
-        layers["head"] = nn.Dense(
-            self.num_classes, kernel_init=glorot_uniform, dtype=self.dtype, param_dtype=parameter_dtype(self.dtype)
-        )
+        init = head_inits("normal", size) if self.head_init == "normal" else {"kernel_init": glorot_uniform}
+        layers["head"] = nn.Dense(self.num_classes, **init, dtype=self.dtype, param_dtype=parameter_dtype(self.dtype))
         for name, layer in layers.items():
             setattr(self, name, layer)
         for name in self.groups:
