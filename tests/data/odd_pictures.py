@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from tljax.data.decode import has_plugin
+
 ORIENTATION = 0x0112
 
 
@@ -75,6 +77,10 @@ def make() -> dict[str, Odd]:
         "float to 255": (Image.fromarray(np.asarray(gray).astype(np.float32)), "TIFF", {}),
         "long": (Image.fromarray(scene(40, 200)), "PNG", {}),
     }
+    for kind, form in (("HEIC", "HEIF"), ("JPEG XL", "JXL")):
+        if has_plugin(kind):
+            saved |= {kind: (colour, form, {}), f"{kind}, turned": (colour, form, {"exif": _exif(6).tobytes()}),
+                      f"{kind}, alpha": (veiled, form, {})}  # fmt: skip
     found = {name: Odd(data, _pixels(data)) for name, (image, kind, options) in saved.items()
              for data in [encoded(image, kind, **options)]}  # fmt: skip
     big_endian = b"P5 64 50 65535\n" + wide.astype(">u2").tobytes()

@@ -160,7 +160,7 @@ def png_header(width, height):
         (b"", "an empty file"),
         (b"hello", "not an image"),
         (b"<!DOCTYPE html><html>not found</html>", "a web page"),
-        (b"\0\0\0\x18ftypheic" + bytes(100), "a HEIC picture, which needs pillow-heif"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "a HEIC picture, which needs pillow-heif|not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
         (bytes(5000), "not an image"),
         (png_header(12_000, 9_000), "12000x9000 is more than 100 megapixels"),

@@ -26,6 +26,7 @@ from PIL import Image
 # Formats that photographs come in. Without a list Pillow would also try those that start another program (EPS runs
 # Ghostscript) or take almost any bytes for an image (TGA).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB", "JPEG2000", "AVIF", "ICO")
+PLUGINS = ("HEIF", "JXL")  # of pillow-heif and pillow-jxl-plugin, where somebody has imported and registered them
 MAX_ASPECT = 2.0  # of a longer picture only the middle is kept
 WHITE = 65535  # of 16 bits
 ORIENTATION = 0x0112  # EXIF
@@ -70,7 +71,7 @@ def see(picture: Any, how: Mapping[str, Any]) -> np.ndarray:
         image = from_image(picture, **levels)
     else:
         file = io.BytesIO(picture) if isinstance(picture, bytes) else os.fspath(picture)
-        with Image.open(file, formats=FORMATS) as opened:
+        with Image.open(file, formats=[*FORMATS, *(name for name in PLUGINS if name in Image.OPEN)]) as opened:
             opened.load()
             image = from_image(opened, **levels)
     square = np.zeros((how["crop"], how["crop"], 3), np.uint8)
