@@ -147,7 +147,7 @@ def process():
         "loggers": loggers, "root": (list(logging.root.handlers), logging.root.level), "environment": dict(os.environ),
         "hook": sys.unraisablehook, "filters": list(warnings.filters), "jax": dict(jax.config.values),
         "signals": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
-        "random": random.getstate(), "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "random": random.getstate(), "numpy": np.random.get_state(legacy=False)["state"]["key"].tolist(),  # noqa: NPY002
     }  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def test_what_an_import_does_to_the_process_is_undone(tmp_path, monkeypatch):
     monkeypatch.setenv("POLITE", "yes")
 
     def state():
-        drawn = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        drawn = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
         return logging.root.level, list(logging.root.handlers), list(warnings.filters), dict(os.environ), drawn
 
     before = state()

@@ -168,7 +168,7 @@ def test_white_is_the_largest_value_of_the_training_images_rounded_up(tmp_path, 
     data = loading.decode_data(config.data, loading.open_data(config.data, seed=0), resize=40, workdir=None)
     assert data.pixels.levels == Levels(2**bits - 1)
     assert not data.pixels.flat
-    assert all(data.pixels.image(i).max() > 180 for i in np.flatnonzero(data.pixels.held))
+    assert all(data.pixels.image(int(i)).max() > 180 for i in np.flatnonzero(data.pixels.held))
 
 
 @pytest.mark.parametrize("largest,white", [(1.0, 1.0), (255.0, 255.0), (4000.0, 4095.0), (0.2, 1.0)])
