@@ -123,7 +123,7 @@ def test_a_run_is_exported_in_all_formats_and_each_is_asked_about_its_test_image
     pytest.importorskip("onnxruntime")
     told, kinds = [], ["stablehlo", "onnx", "safetensors"]
     export.export(finished, kinds, tmp_path / "out", tell=told.append)
-    names = ["metadata.json", "model.onnx", "model.safetensors", "model.stablehlo"]
+    names = ["metadata.json", "model.onnx", "model.safetensors", "model.stablehlo", "reading.py"]
     assert sorted(os.listdir(tmp_path / "out")) == names
     assert told[0] == "tried on 18 test images of the run, in batches of 16 and one by one"
     for line, kind, who in zip(told[1:], kinds, ("a fresh JAX process", "onnxruntime", "tljax"), strict=True):
@@ -136,9 +136,8 @@ def test_a_run_is_exported_in_all_formats_and_each_is_asked_about_its_test_image
     about = json.loads((tmp_path / "out/metadata.json").read_text())
     result = json.loads((finished / "result.json").read_text())
     assert about["classes"] == list(tiny.CLASSES)
-    assert {**about["preprocessing"]} == {
-        name: result["preprocessing"][name] for name in ("resize", "crop", "mean", "std")
-    }
+    assert about["preprocessing"] == result["preprocessing"]
+    assert (tmp_path / "out/reading.py").read_text() == export.READING.read_text()
     assert about["temperature"] == load(finished).temperature
     assert about["calibration"]["fit_images"] == 18 and about["validation"]["chose_epoch"] is True
     import onnx

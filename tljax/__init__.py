@@ -12,21 +12,32 @@
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tljax.api import config, evaluate, fit, load, plan, predict
+    from tljax.api import config, evaluate, fit, load, plan, predict, setup_process
 
-__all__ = ["config", "evaluate", "fit", "load", "plan", "predict"]
+__all__ = ["config", "evaluate", "fit", "load", "plan", "predict", "setup_process"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports what is asked for: JAX starts with flags that the commands set after `import tljax`."""
-    if name == "predict":  # also a command's module, which can be called
-        return importlib.import_module("tljax.predict")
     if name in __all__:
-        return getattr(importlib.import_module("tljax.api"), name)
+        api = import_api()
+        # `predict` is also a command's module, which can be called.
+        return importlib.import_module("tljax.predict") if name == "predict" else getattr(api, name)
     raise AttributeError(f"module 'tljax' has no attribute {name!r}")
+
+
+def import_api() -> Any:
+    """The module of the functions, whose libraries leave the process as it was."""
+    if "tljax.api" in sys.modules:
+        return importlib.import_module("tljax.api")  # which waits for a thread that is importing it
+    from tljax.guest import importing
+
+    with importing():
+        return importlib.import_module("tljax.api")
 
 
 def __dir__() -> list[str]:

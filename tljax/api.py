@@ -2,6 +2,8 @@
 
 A mistake raises `tljax.errors.UserError`, a ValueError of one line, before anything is trained; Ctrl-C, or a notebook's
 stop button, raises `tljax.interrupt.Interrupted` once everything is saved, and the same `fit` goes on from there.
+
+No call leaves the process other than it was: see `tljax.guest`, and `setup_process` for a process that is tljax's own.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ from tljax.evaluation import FITTED, by_class, chose_epoch, confusion, images_in
 from tljax.experiment import head_outputs, outline, plans_of
 from tljax.fields import config
 from tljax.finish import PREDICTIONS, SPLITS
+from tljax.guest import visiting
 from tljax.losses import make_loss, predictions, score
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
@@ -39,14 +42,18 @@ from tljax.transfer.initial import find_weights
 from tljax.transfer.plan import Phase, Plan, plan_tables
 
 Image = str | Path | bytes | np.ndarray | PIL.Image.Image
-"""A file, a folder with all in it, a pattern; the bytes of a file; pixels, uint8 `[H, W, 3]`; a Pillow image."""
+"""A file, a folder with all in it, a pattern; the bytes of a file; pixels as `tljax.data.reading.from_array`
+takes them, such as uint8 `[H, W, 3]`; a Pillow image."""
 
-__all__ = ["Evaluation", "Outlook", "Run", "config", "evaluate", "fit", "load", "plan", "predict"]
+__all__ = ["Evaluation", "Outlook", "Run", "config", "evaluate", "fit", "load", "plan", "predict", "setup_process"]
 
 
-@functools.cache
-def begin() -> None:
-    """Sets what the commands set before JAX computes; where it computes already, that comes too late to count."""
+def setup_process() -> None:
+    """Sets this process up for good as the commands do: for a notebook or script that does nothing else.
+
+    Quiet libraries, malloc that keeps freed memory, XLA's libraries, compiled programs kept on disk. Nothing else here
+    changes the process beyond its own call. Call it before JAX computes; later it comes too late to count in full.
+    """
     quiet_libraries()
     tune_cpu()
     keep_compilations()
@@ -110,13 +117,13 @@ class Outlook:
         return "".join(parts)
 
 
+@visiting()
 def plan(config: Any) -> Outlook:
     """What `fit` would train; lists the images and finds the weights; decodes no image, downloads nothing.
 
     Raises:
       UserError: for whatever is wrong with the config, the plan or the data.
     """
-    begin()
     config, chosen = choose(_made(config), look=False)
     check(config)
     sketch = outline(config)
@@ -147,7 +154,8 @@ class Run:
     @functools.cached_property
     def classifier(self) -> classifiers.Classifier:
         """Its network. Raises UserError for a population, whose members have one each."""
-        return classifiers.load(self.workdir)
+        with visiting():
+            return classifiers.load(self.workdir)
 
     @functools.cached_property
     def members(self) -> tuple["Run", ...]:
@@ -190,13 +198,13 @@ class Run:
         return f"{self.workdir}: {which}{', '.join(words) or 'not tested'}"
 
 
+@visiting()
 def load(workdir: str | Path) -> Run:
     """A finished run of this folder.
 
     Raises:
       UserError: where there is none.
     """
-    begin()
     workdir = folders.named(workdir)
     result = folders.read_result(workdir)
     if result is None:
@@ -206,6 +214,7 @@ def load(workdir: str | Path) -> Run:
     return Run(workdir, result)
 
 
+@visiting()
 def fit(config: Any, workdir: str | Path, *, overwrite: bool = False, quiet: bool = False) -> Run:
     """Trains, picks the best epoch by validation, tests once; of a run that was stopped what remains of that; a run of
     this config that is finished is loaded.
@@ -220,7 +229,6 @@ def fit(config: Any, workdir: str | Path, *, overwrite: bool = False, quiet: boo
       UserError: for whatever can be mended, a folder with a run of another config among it.
       Interrupted: on SIGINT or SIGTERM, after saving.
     """
-    begin()
     workdir = folders.named(workdir)
     if _made(config).run != "train":
         raise UserError(f"config.run={config.run!r} is for the command line; say run='train'")
@@ -286,6 +294,7 @@ class Evaluation:
         return words + (f", {len(self.skipped):,} files skipped" if self.skipped else "")
 
 
+@visiting()
 def evaluate(
     run: Run | str | Path, images: str | Path | None = None, *, split: str | None = None, batch_size: int = 32
 ) -> Evaluation:
@@ -388,6 +397,7 @@ def _evaluation(
     )  # fmt: skip
 
 
+@visiting()
 def predict(
     run: Run | str | Path,
     images: Image | Iterable[Image],
@@ -426,9 +436,7 @@ def predict(
     for number, image in enumerate(several):
         if isinstance(image, str | Path):
             pictures += asking.find_pictures([str(image)], bytes)
-        elif isinstance(image, PIL.Image.Image):
-            pictures.append(Picture(f"picture {number}", functools.partial(np.asarray, image.convert("RGB"))))
-        elif isinstance(image, bytes | np.ndarray):
+        elif isinstance(image, bytes | np.ndarray | PIL.Image.Image):
             pictures.append(Picture(f"picture {number}", lambda image=image: image))
         else:
             raise UserError(

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from tljax import workdir as folders
 from tljax.checkpoint import saved_member, saved_steps, saved_variables
 from tljax.convert.pretrained import Preprocessing
 from tljax.data.augment import make_normalize
-from tljax.data.batches import put_central_square
-from tljax.data.decode import decode
+from tljax.data.decode import Levels, decode
+from tljax.data.reading import put_central_square
 from tljax.errors import UserError
 from tljax.evaluation import FITTED
 from tljax.losses import outputs
@@ -53,8 +54,8 @@ class Classifier:
         """What logits are divided by for probabilities."""
         return float(self.fitted["temperature"])
 
-    def see(self, data: bytes | np.ndarray) -> np.ndarray:
-        """Decodes an image file, or an array uint8 `[H, W, 3]`, to what evaluation shows the network: uint8
+    def see(self, data: bytes | np.ndarray | Image.Image) -> np.ndarray:
+        """Reads an image file's bytes, a Pillow image or pixels to what evaluation shows the network: uint8
         `[crop, crop, 3]`. Any size and orientation will do.
 
         Raises:
@@ -62,7 +63,8 @@ class Classifier:
         """
         crop = self.preprocessing.crop
         square = np.zeros((crop, crop, 3), np.uint8)
-        put_central_square(decode(data, short_side=self.preprocessing.resize), square)
+        levels = Levels(self.preprocessing.white, self.preprocessing.float_white)
+        put_central_square(decode(data, short_side=self.preprocessing.resize, levels=levels), square)
         return square
 
     @property

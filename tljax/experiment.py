@@ -55,7 +55,7 @@ class Experiment:
       model: the network.
       phases: stretches of epochs, by member; members differ in their rates alone.
       plans: what each phase trains, by member and phase.
-      preprocessing: `resize`, `crop`, `mean`, `std`.
+      preprocessing: `resize`, `crop`, `mean`, `std`, `white`, `float_white`, as `Preprocessing` has them.
       origin: where the initial parameters came from.
       replicas: the devices.
     """
@@ -409,9 +409,17 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
     if data.skipped:
         name, reason = data.skipped[0]
         console.print(f"skipped {len(data.skipped):,} files, such as {name!r}: {reason}", markup=False)
+    if words := data.pixels.levels.words:
+        console.print(words, markup=False)
+    if flat := data.pixels.flat:
+        named = ", ".join(map(repr, flat[:3])) + (", ..." if len(flat) > 3 else "")
+        console.print(f"warning: {len(flat):,} images have next to no contrast: {named}", markup=False)
 
     mean, std = (weights.mean, weights.std) if d.normalize == "weights" else mean_and_std(data.pixels, data.pool)
-    preprocessing = {"resize": resize, "crop": d.size, "mean": list(d.mean or mean), "std": list(d.std or std)}
+    preprocessing = {
+        "resize": resize, "crop": d.size, "mean": list(d.mean or mean), "std": list(d.std or std),
+        **data.pixels.levels._asdict(),
+    }  # fmt: skip
     model = build(num_classes=num_classes)
     variables, origin = start(model, members[0], loaded, started)
     plans = tuple(

@@ -4,7 +4,7 @@
     python -m tljax.export runs/folder --to stablehlo,onnx,torch,safetensors --out exported
 
 A file gets its name when its own runtime has run it on pictures and said what the run says of them. metadata.json
-beside it has the classes, how pictures are prepared, and the temperature.
+beside it has the classes, how pictures are prepared, and the temperature; reading.py reads them so.
 """
 
 import contextlib
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tljax.command_line import OneLineParser, exit_status
-from tljax.data.decode import Unreadable
+from tljax.data import reading
+from tljax.data.reading import Unreadable
 from tljax.data.shapes import open_shapes
 from tljax.errors import UserError
 from tljax.machine import tune_cpu
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("stablehlo", "onnx", "torch", "safetensors")
 METADATA = "metadata.json"
+READING = Path(reading.__file__)  # is copied beside the network: how its pictures are read
 PICTURES = 64  # are enough to tell
 
 
@@ -144,9 +146,9 @@ def check(kinds: Sequence[str], classifier: "Classifier", out: Path, text: str, 
             to_torch(classifier.variables)
         if (out / RUNTIMES[kind].file).exists() and not overwrite:
             raise UserError(f"{out / RUNTIMES[kind].file} exists; give another --out, or --overwrite to replace it")
-    path = out / METADATA
-    if path.exists() and not overwrite and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"{path} is of something else; give another --out, or --overwrite to replace it")
+    for path, words in ((out / METADATA, text), (out / READING.name, READING.read_text(encoding="utf-8"))):
+        if path.exists() and not overwrite and path.read_text(encoding="utf-8") != words:
+            raise UserError(f"{path} is of something else; give another --out, or --overwrite to replace it")
 
 
 def export(workdir: Path, kinds: Sequence[str], out: Path, *, images: Sequence[str] = (), overwrite: bool = False,
@@ -191,6 +193,7 @@ def export(workdir: Path, kinds: Sequence[str], out: Path, *, images: Sequence[s
             tell(f"{kind}: not run by {runtime.words}, since {' and '.join(runtime.absent)} cannot be imported; "
                  f"make .venv/peer, then the same command with --overwrite")  # fmt: skip
     write_whole(out / METADATA, text)
+    write_whole(out / READING.name, READING.read_text(encoding="utf-8"))
 
 
 def make_parser() -> OneLineParser:

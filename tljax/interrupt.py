@@ -56,7 +56,8 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     sys.unraisablehook = again
     with contextlib.suppress(ValueError):
         for number in SIGNALS:
-            before[number] = signal.signal(number, handler)
+            if signal.getsignal(number) is not None:  # another one's, not Python's, which could not be put back
+                before[number] = signal.signal(number, handler)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from tljax.activations import Layer, first_kernel, make_features, maps_of, neare
 from tljax.answers import Answers, Images, open_images, read_answers
 from tljax.classifier import Classifier
 from tljax.data.batches import prefetch
-from tljax.data.decode import Unreadable
+from tljax.data.reading import Unreadable
 from tljax.errors import UserError
 from tljax.evaluation import chose_epoch, confusion
 from tljax.explain import BEST, make_grad_cam, make_saliency

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from tljax.command_line import parse, run_flags
 from tljax.errors import UserError
+from tljax.guest import ENVIRONMENT, LEVELS, is_closed_loop
 from tljax.machine import make_deterministic, tune_cpu
 from tljax.workdir import named
 
@@ -47,19 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def quiet_libraries() -> None:
-    """Keeps what libraries log from burying what a run says."""
+    """Keeps what libraries log from burying what a run says, for good: a command owns its process."""
     absl_logging.use_absl_handler()
-    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs with a traceback what it raises then, many times over
+    absl_logging.set_verbosity(absl_logging.FATAL)
     sys.unraisablehook = hide_closed_loops
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries of a download would bury the line that counts
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow writes event files; its greeting is about speed
+    for name in ("jax", "urllib3"):
+        logging.getLogger(name).setLevel(LEVELS[name])
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def hide_closed_loops(told: "sys.UnraisableHookArgs") -> None:
-    """What TensorStore still had under way when a checkpoint failed ends in a loop that is closed: no news."""
-    if "Event loop is closed" not in str(told.exc_value):
+    """Prints what Python cannot raise, but for what is no news."""
+    if not is_closed_loop(told):
         sys.__unraisablehook__(told)
 
 

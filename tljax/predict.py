@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tljax.command_line import OneLineParser, exit_status
-from tljax.data.decode import Unreadable
 from tljax.data.folder import LARGEST_FILE, Files, list_images, printable
+from tljax.data.reading import Unreadable
 from tljax.errors import UserError, one_line
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations
@@ -42,12 +43,12 @@ class Picture(NamedTuple):
 
     Attributes:
       name: what it is called in the answers.
-      read: gives its bytes, or its pixels, uint8 `[H, W, 3]`; may raise OSError.
+      read: gives its bytes, its pixels, or a Pillow image; may raise OSError.
       reason: why it cannot be one, where that is known already.
     """
 
     name: str
-    read: Callable[[], bytes | np.ndarray]
+    read: Callable[[], bytes | np.ndarray | Image.Image]
     reason: str = ""
 
 
@@ -281,9 +282,9 @@ class _Function(types.ModuleType):
     """This module, which `import tljax` has as the function `tljax.predict`, too, whichever was imported first."""
 
     def __call__(self, *args: Any, **options: Any) -> list[Answer]:
-        from tljax import api
+        from tljax import import_api
 
-        return api.predict(*args, **options)
+        return import_api().predict(*args, **options)
 
 
 sys.modules[__name__].__class__ = _Function

@@ -18,7 +18,7 @@ from tljax.checks import check
 from tljax.data.augment import Augmentation, make_views
 from tljax.data.batches import num_batches
 from tljax.data.load import Listed, open_data
-from tljax.data.pixels import decode_all
+from tljax.data.pixels import decode_all, find_levels
 from tljax.errors import UserError
 from tljax.experiment import Outline, augmentation, outline, plans_of
 from tljax.fields import source_of, with_fields
@@ -173,7 +173,8 @@ def _strength(config: Any, listed: Listed, drawn: Outline) -> float:
     train = listed.splits["train"]
     some = np.unique(train[np.linspace(0, len(train) - 1, min(SEEN, len(train))).astype(int)])
     resize = d.resize or round(d.size * weights.resize / weights.crop)
-    pixels = decode_all(listed.source, some, short_side=resize, workers=d.workers or None)
+    levels = find_levels(listed.source, some, workers=d.workers or None)
+    pixels = decode_all(listed.source, some, short_side=resize, levels=levels, workers=d.workers or None)
     read = [i for i in some if pixels.sizes[i].all()]
     if not read:
         raise UserError(f"none of {len(some)} training images of {listed.source.spec} can be read, such as "

@@ -17,7 +17,7 @@ from openapi_spec_validator import validate
 from PIL import Image
 
 from tests import tiny
-from tests.data import bad_images
+from tests.data import bad_images, odd_pictures
 from tests.serving.served import TIMEOUT, command, connected, post, served, wait_until
 from tljax import predict
 from tljax.classifier import load
@@ -78,6 +78,12 @@ def test_heat_is_grad_cam_over_the_square_that_the_network_saw(url, classifier, 
     _, heat = make_grad_cam(classifier)(square[None], [classifier.classes.index(of or best)])
     expected = overlaid(square, np.asarray(heat[0]), strength=STRENGTH)
     assert np.abs(opened(answer["heat"]).astype(int) - expected).max() <= 1
+
+
+def test_the_network_sees_of_a_request_what_it_sees_of_a_file(url, classifier):
+    for name, odd in odd_pictures.make().items():
+        (answer,) = post(url, odd.data, query="?heat=true").json()["answers"]
+        np.testing.assert_array_equal(opened(answer["picture"]), classifier.see(odd.data), err_msg=name)
 
 
 def test_a_picture_taken_sideways_is_seen_upright(url):

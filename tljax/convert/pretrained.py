@@ -59,12 +59,16 @@ class Preprocessing:
       crop: pixels of the square cut from the middle.
       mean: per channel, RGB, of values in 0 to 1.
       std: likewise.
+      white: of values of more than 8 bits, what becomes white.
+      float_white: of values that are floats; None where each picture is to say (see `tljax/data/reading.py`).
     """
 
     resize: int = 256
     crop: int = 224
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    white: int = 65535
+    float_white: float | None = None
 
 
 V1, V2 = Preprocessing(), Preprocessing(resize=232)

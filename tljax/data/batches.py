@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from tljax.data.pixels import Pixels
+from tljax.data.reading import put_central_square
 
 Batch = dict[str, np.ndarray]
 """What every batch holds, for B rows:
@@ -144,20 +145,6 @@ def central_squares(pixels: Pixels, batch: Batch, crop: int) -> Batch:
         return crop, crop
 
     return _pictures(pixels, batch, (crop, crop), place)
-
-
-def put_central_square(image: np.ndarray, target: np.ndarray) -> None:
-    """Puts the centre of a picture `[H, W, 3]` into a square of zeros, as torchvision's `CenterCrop` does."""
-    crop = len(target)
-    (top, into_top, height), (left, into_left, width) = (_centre(side, crop) for side in image.shape[:2])
-    target[into_top : into_top + height, into_left : into_left + width] = image[top : top + height, left : left + width]
-
-
-def _centre(side: int, crop: int) -> tuple[int, int, int]:
-    """(first pixel taken, where it is put, how many), with torchvision's rounding: half to even, smaller pad first."""
-    if side < crop:
-        return 0, (crop - side) // 2, side
-    return round((side - crop) / 2.0), 0, crop
 
 
 def _pictures(pixels: Pixels, batch: Batch, canvas: tuple[int, int], place: Callable[..., tuple[int, int]]) -> Batch:

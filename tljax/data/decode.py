@@ -1,8 +1,7 @@
-"""One encoded image -> upright RGB, uint8, short side as asked.
+"""One picture -> upright RGB, uint8, short side as asked; whatever is wrong with it is a reason of one line.
 
 The yardstick is torchvision: `Image.open(...).convert('RGB')`, then `Resize(short_side)` on Pillow. Where that reads a
-picture other than a person sees it, the person is right: EXIF orientation is applied, transparent parts become white
-(`convert` shows whatever colour lies beneath), and 16-bit grey is scaled (`convert` clips it at 255).
+picture other than a person sees it, the person is right; `reading` says where, and decides for all that read pictures.
 """
 
 import contextlib
@@ -10,48 +9,71 @@ import functools
 import importlib
 import io
 import logging
+import math
 import re
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, features
 
-# Formats that photographs come in. Without a list Pillow would also try those that start another program (EPS runs
-# Ghostscript) or take almost any bytes for an image (TGA).
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB", "JPEG2000", "AVIF", "ICO")
+from tljax.data import reading
+from tljax.data.reading import FORMATS, MAX_ASPECT, WHITE, Unreadable
+
 # What Pillow reads by a plugin alone, of the extra [formats]: the package, its module, and the name of its format.
 PLUGINS = {"HEIC": ("pillow-heif", "pillow_heif", "HEIF"), "JPEG XL": ("pillow-jxl-plugin", "pillow_jxl", "JXL")}
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Progressive JPEGs have about ten scans; thousands in a small file are made to keep a decoder busy for hours.
 _MOST_SCANS = 500
 
 
-class Unreadable(ValueError):
-    """These bytes are no image that can be used; `reason` says why in one line."""
+class Levels(NamedTuple):
+    """What is white in a set of images, so that all of them are scaled alike.
 
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
+    Attributes:
+      white: of integers of more than 8 bits: 2**n - 1, for the n bits that are used, 8 at least.
+      float_white: of floats: 1, 255, or 2**n - 1; None where each picture is to say (see `reading`).
+    """
+
+    white: int = WHITE
+    float_white: float | None = None
+
+    @classmethod
+    def of(cls, largest: int, largest_float: float) -> "Levels":
+        """Of data whose largest values these are; 0 where they have no such values."""
+        return cls(
+            _full(largest) if largest else WHITE,
+            None if not largest_float else 1.0 if largest_float <= 1 else float(_full(math.ceil(largest_float))),
+        )
+
+    @property
+    def words(self) -> str:
+        """What is to be told; empty for what goes without saying."""
+        told = []
+        if self.white != WHITE:
+            told.append(f"images of more than 8 bits use {self.white.bit_length()} of them: {self.white:,} is white")
+        if self.float_white is not None:
+            told.append(f"images of floats: {self.float_white:,g} is white")
+        return "; ".join(told)
+
+
+UNKNOWN = Levels()
+"""Of images none of which says."""
+
+
+def _full(value: int) -> int:
+    return max(255, (1 << value.bit_length()) - 1)
 
 
 def decode(
-    data: bytes | np.ndarray,
+    data: bytes | np.ndarray | Image.Image,
     *,
     short_side: int,
-    max_aspect: float = 2.0,
+    max_aspect: float = MAX_ASPECT,
     max_pixels: int = 100_000_000,
     box: np.ndarray | None = None,
+    levels: Levels = UNKNOWN,
 ) -> np.ndarray:
     """Decodes and resizes one image.
 
@@ -60,13 +82,14 @@ def decode(
     several threads.
 
     Args:
-      data: the bytes of a file, or a decoded picture, uint8 `[H, W]` or `[H, W, 1 | 3 | 4]`.
+      data: the bytes of a file, a Pillow image, or pixels as `reading.from_array` takes them.
       short_side: pixels of the shorter side of the result; the longer one becomes int(short_side * long / short), both
         by Pillow's antialiased bilinear filter, as in torchvision's `Resize(int)`.
       max_aspect: at least 1. Of a longer picture only the central part is kept, int(short_side * max_aspect) pixels
         long; it is that part of the whole picture resized, but for single pixels that differ by 1 of 255.
       max_pixels: pictures with more are refused before they are decoded. Pillow itself refuses 179 million.
       box: `(ymin, xmin, ymax, xmax)` in fractions of the upright picture, to which it is cut first; None for all of it.
+      levels: what is white where values have more than 8 bits.
 
     Returns:
       uint8 `[h, w, 3]`, min(h, w) = short_side, C-contiguous. A decoded picture that fits already is returned as it is.
@@ -74,22 +97,78 @@ def decode(
     Raises:
       Unreadable: empty, truncated, damaged, too large, or no image at all.
     """
-    if isinstance(data, np.ndarray):
-        return _from_array(data, short_side, max_aspect, box)
-    if not data:
-        raise Unreadable("an empty file")
-    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MOST_SCANS:
-        raise Unreadable(f"a JPEG with more than {_MOST_SCANS} scans")
+    if isinstance(data, np.ndarray) and box is None and _fits(data, short_side, max_aspect):
+        return np.ascontiguousarray(data)
+
+    def finish(image: Image.Image) -> np.ndarray:
+        return np.array(reading.fit(_cut(image, box), short_side, max_aspect))
+
+    with _reasons(data, max_pixels):
+        if isinstance(data, np.ndarray):
+            return finish(reading.from_array(data, **levels._asdict()))
+        with _opened(data, max_pixels) as image:
+            reading.load(image, shared=image is data)
+            return finish(reading.from_image(image, **levels._asdict()))
+
+
+def largest(data: bytes | np.ndarray | Image.Image, *, max_pixels: int = 100_000_000) -> tuple[int, float]:
+    """The largest integer value where there are more than 8 bits, and the largest float; zeros where there are none.
+
+    Raises:
+      Unreadable: as `decode`.
+    """
+    with _reasons(data, max_pixels):
+        if isinstance(data, np.ndarray):
+            return reading.largest(data)
+        with _opened(data, max_pixels) as image:
+            if not reading.is_wide(image):
+                return 0, 0.0
+            reading.load(image, shared=image is data)
+            return reading.largest(np.asarray(image))
+
+
+def may_be_wide(head: bytes) -> bool:
+    """Whether a file that begins so, with 32 bytes, can have values of more than 8 bits that are kept."""
+    if head.startswith(b"\x89PNG"):
+        return head[24:26] == b"\x10\x00"  # 16 bits, gray; of 16-bit colours Pillow keeps the upper 8
+    return not head.startswith((b"\xff\xd8", b"GIF8", b"BM", b"RIFF"))
+
+
+def _fits(data: np.ndarray, short_side: int, max_aspect: float) -> bool:
+    if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
+        return False
+    return min(data.shape[:2]) == short_side and max(data.shape[:2]) <= short_side * max_aspect
+
+
+@contextlib.contextmanager
+def _opened(data: bytes | Image.Image, max_pixels: int) -> Iterator[Image.Image]:
+    """A picture of an allowed size, its pixels not read yet. What is wrong with a file's head is a reason already."""
+    if isinstance(data, bytes):
+        if not data:
+            raise Unreadable("an empty file")
+        if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MOST_SCANS:
+            raise Unreadable(f"a JPEG with more than {_MOST_SCANS} scans")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet_pillow())
+        # What somebody else has opened is theirs to close.
+        image = stack.enter_context(_open(data)) if isinstance(data, bytes) else data
+        if image.width * image.height > max_pixels:
+            raise Unreadable(f"{image.width}x{image.height} is more than {max_pixels / 1e6:g} megapixels")
+        yield image
+
+
+def _open(data: bytes) -> Image.Image:
+    kind = _needs_plugin(data)
+    if kind and not has_plugin(kind):
+        raise Unreadable(f"a {kind} picture, which needs {PLUGINS[kind][0]} (pip install '.[formats]')")
+    return Image.open(io.BytesIO(data), formats=(PLUGINS[kind][2],) if kind else FORMATS)
+
+
+@contextlib.contextmanager
+def _reasons(data: Any, max_pixels: int) -> Iterator[None]:
+    """Whatever Pillow raises becomes a reason."""
     try:
-        kind = _needs_plugin(data)
-        if kind and not has_plugin(kind):
-            raise Unreadable(f"a {kind} picture, which needs {PLUGINS[kind][0]} (pip install '.[formats]')")
-        formats = (PLUGINS[kind][2],) if kind else _FORMATS
-        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=formats) as image:
-            if image.width * image.height > max_pixels:
-                raise Unreadable(f"{image.width}x{image.height} is more than {max_pixels / 1e6:g} megapixels")
-            image.load()
-            return np.array(_fit(_cut(_upright(_rgb(image), image), box), short_side, max_aspect))
+        yield
     except Unreadable:
         raise
     except Image.DecompressionBombError:
@@ -133,44 +212,6 @@ def _quiet_pillow() -> Iterator[None]:
                 _quiet_undo.close()
 
 
-def _from_array(data: np.ndarray, short_side: int, max_aspect: float, box: np.ndarray | None) -> np.ndarray:
-    if data.dtype != np.uint8 or data.ndim not in (2, 3) or (data.ndim == 3 and data.shape[2] not in (1, 3, 4)):
-        raise Unreadable(f"an array of {data.dtype} {list(data.shape)}, not uint8 [H, W, 3]")
-    if 0 in data.shape:
-        raise Unreadable("a picture without pixels")
-    height, width = data.shape[:2]
-    fits = min(height, width) == short_side and max(height, width) <= short_side * max_aspect
-    if data.shape[2:] == (3,) and fits and box is None:
-        return np.ascontiguousarray(data)
-    image = Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
-    return np.array(_fit(_cut(_rgb(image), box), short_side, max_aspect))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, also as 32-bit integers; wider values are rare and saturate
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "F":  # convention: 0..1, or else 0..255 as Pillow takes it
-        grey = np.nan_to_num(np.asarray(image))
-        grey = grey * 255 if grey.size and grey.max() <= 1 else grey
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] != 255:
-            page = Image.new("RGBA", image.size, "white")
-            page.alpha_composite(image)
-            image = page
-    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy
-
-
-def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
-    try:
-        turn = _UPRIGHT.get(opened.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block says nothing about orientation; the picture may be fine
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
 def _cut(image: Image.Image, box: np.ndarray | None) -> Image.Image:
     """What lies in a box, at least a pixel of it."""
     if box is None:
@@ -180,25 +221,6 @@ def _cut(image: Image.Image, box: np.ndarray | None) -> Image.Image:
     x, y = int(left * image.width + 1e-3), int(top * image.height + 1e-3)
     x, y = min(x, image.width - 1), min(y, image.height - 1)
     return image.crop((x, y, max(x + 1, round(right * image.width)), max(y + 1, round(bottom * image.height))))
-
-
-def _fit(image: Image.Image, short_side: int, max_aspect: float) -> Image.Image:
-    short, long = sorted(image.size)
-    if short < 1:
-        raise Unreadable(f"a picture without pixels ({image.width}x{image.height})")
-    length = int(short_side * long / short)
-    kept = int(short_side * max_aspect)
-    if length <= kept:
-        span, box = length, None
-    else:
-        # Cut in coordinates of the result: the filter still reaches beyond the box, so the cut leaves no
-        # edge. (Pillow keeps the box in float32, hence a few pixels that round the other way.)
-        start, scale = round((length - kept) / 2.0), long / length
-        span, box = kept, (start * scale, 0.0, (start + kept) * scale, float(short))
-    if image.width > image.height:
-        return image.resize((span, short_side), Image.Resampling.BILINEAR, box=box)
-    box = box and (box[1], box[0], box[3], box[2])
-    return image.resize((short_side, span), Image.Resampling.BILINEAR, box=box)
 
 
 def _needs_plugin(data: bytes) -> str:

@@ -52,13 +52,20 @@ class Files:
 
     def __call__(self, index: int) -> bytes:
         """The bytes of one file. Raises OSError where it cannot be read, is no regular file or larger than 1 GiB."""
+        return self._read(index, -1)
+
+    def head(self, index: int) -> bytes:
+        """Its first bytes, 32 at most. Raises OSError likewise."""
+        return self._read(index, 32)
+
+    def _read(self, index: int, size: int) -> bytes:
         with open(self._paths[index], "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError("not a regular file")
             if status.st_size > LARGEST_FILE:
                 raise OSError("larger than 1 GiB")
-            return file.read()
+            return file.read(size)
 
     def stamp(self, index: int) -> tuple[int, int, int]:
         """Size in bytes, and in nanoseconds the times of the last change of what is in it and of what it is called;

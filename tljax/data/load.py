@@ -271,6 +271,7 @@ def decode_data(
         boxes = np.full_like(source.boxes, np.nan)
         boxes[listed.pool] = source.boxes[listed.pool]
     wanted = np.unique(np.concatenate(list(listed.splits.values())))
+    levels = pixels_lib.find_levels(source, listed.pool, workers=config.workers or None, progress=progress)
 
     def decode() -> Pixels:
         return pixels_lib.decode_all(
@@ -278,13 +279,14 @@ def decode_data(
             wanted,
             short_side=resize,
             boxes=boxes,
+            levels=levels,
             workers=config.workers or None,
             memory_bytes=int(config.memory_gb * 2**30) or None,
             spill=workdir and workdir / SPILL,
             progress=progress,
         )
 
-    key = f"{source.spec} {pixels_lib.key_of(source, wanted, resize, boxes)}" if is_sharing() else ""
+    key = f"{source.spec} {pixels_lib.key_of(source, wanted, resize, boxes, levels=levels)}" if is_sharing() else ""
     decoded = shared(key, decode)
     splits = pixels_lib.drop(listed.splits, decoded)
     data = Data(source, splits, listed.targets, listed.truth, listed.sealed, decoded)

@@ -13,20 +13,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeVar
 
 import numpy as np
 import PIL
 
-from tljax.data.decode import PLUGINS, Unreadable, decode, has_plugin
+from tljax.data.decode import PLUGINS, UNKNOWN, Levels, decode, has_plugin, largest, may_be_wide
+from tljax.data.reading import MAX_ASPECT, Unreadable
 from tljax.data.source import Source
 from tljax.errors import UserError
 
 # A cache file is the pixels, then a JSON record, the record's length in 8 bytes, and this.
 _MAGIC = b"tljaxpx1"
 _CONTENT = "S32"
-MAX_ASPECT = 2.0  # see `decode`
+LOW_CONTRAST = 16  # of 256 values: a picture whose lightest and darkest lie closer shows next to nothing
 _IN_FLIGHT = 4  # decoded images waiting for their turn, per worker
+
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Pixels:
       offsets: int64 `[N]`, where the image of each index in the source begins.
       sizes: int32 `[N, 2]`, height and width; zeros for images that are not held.
       skipped: (name, reason) of images that were asked for and could not be read, in the order of their indices.
+      flat: names of images without contrast, in the same order.
+      levels: what was white.
       contents: digests of the files, or of what else the source gave, that they were decoded from: bytes `[N]`, empty
         for images that are not held; None where it is not known.
     """
@@ -46,6 +51,8 @@ class Pixels:
     offsets: np.ndarray
     sizes: np.ndarray
     skipped: tuple[tuple[str, str], ...] = ()
+    flat: tuple[str, ...] = ()
+    levels: Levels = UNKNOWN
     contents: np.ndarray | None = None
 
     def image(self, index: int) -> np.ndarray:
@@ -70,6 +77,48 @@ class Pixels:
         return self.sizes[:, 0] > 0
 
 
+def find_levels(
+    source: Source, indices: np.ndarray, *, workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Levels:  # fmt: skip
+    """What is white in a set of images: the largest value of all, rounded up to a power of two.
+
+    Only files that can have more than 8 bits are decoded for that; of the others the first bytes are read, where the
+    source has a way to.
+
+    Args:
+      source: where they come from.
+      indices: the training images. What cannot be read says nothing.
+      workers, progress: as for `decode_all`; progress is told of images that are decoded here.
+    """
+    if source.narrow:
+        return UNKNOWN
+    head = getattr(source.read, "head", source.read)
+
+    def wide(index: int) -> bool:
+        try:
+            found = head(index)
+        except OSError:
+            return False
+        return may_be_wide(found[:32]) if isinstance(found, bytes) else found.dtype != np.uint8
+
+    def most(index: int) -> tuple[int, float]:
+        try:
+            return largest(source.read(index))
+        except (Unreadable, OSError):
+            return 0, 0.0
+
+    workers = max(1, workers or _processors())
+    tops, found = (0, 0.0), np.unique(np.asarray(indices, np.int64)).tolist()
+    with ThreadPoolExecutor(workers, thread_name_prefix="levels") as pool:
+        found = [index for index, yes in _in_order(pool, wide, found, 1024) if yes]
+        for done, (_, top) in enumerate(_in_order(pool, most, found, _IN_FLIGHT * workers), 1):
+            tops = max(tops[0], top[0]), max(tops[1], top[1])
+            if progress:
+                progress(done, len(found))
+    return Levels.of(*tops)
+
+
 def decode_all(
     source: Source,
     indices: np.ndarray,
@@ -77,6 +126,7 @@ def decode_all(
     short_side: int,
     max_aspect: float = MAX_ASPECT,
     boxes: np.ndarray | None = None,
+    levels: Levels = UNKNOWN,
     workers: int | None = None,
     memory_bytes: int | None = None,
     spill: Path | None = None,
@@ -90,6 +140,7 @@ def decode_all(
       short_side: see `decode`.
       max_aspect: see `decode`.
       boxes: what to cut each image of the source to, `[N, 4]` as `decode` takes it, NaN for nothing; None for none.
+      levels: see `decode`.
       workers: threads; by default one per processor this process may use.
       memory_bytes: the most to hold in memory; by default half of what is available.
       spill: the file to go on in when the images outgrow that. It is used again without decoding while it holds what
@@ -101,15 +152,16 @@ def decode_all(
       UserError: the images outgrow the memory and there is no `spill`, or no room for it, or it is another's file.
     """
     wanted = np.unique(np.asarray(indices, np.int64))
-    key = key_of(source, wanted, short_side, boxes, max_aspect=max_aspect) if spill else ""
+    key = key_of(source, wanted, short_side, boxes, max_aspect=max_aspect, levels=levels) if spill else ""
     if spill and (kept := _reopen(Path(spill), key, len(source), wanted)):
         if progress:
             progress(len(wanted), len(wanted))
-        return kept
+        return dataclasses.replace(kept, levels=levels)
 
     sizes = np.zeros((len(source), 2), np.int32)
     contents = np.zeros(len(source), _CONTENT)
     skipped: list[tuple[str, str]] = []
+    flat: list[str] = []
     workers = max(1, workers or _processors())
     limit = available_memory() // 2 if memory_bytes is None else memory_bytes
     # No image is larger than this, and pages that are never written take no memory.
@@ -124,7 +176,7 @@ def decode_all(
             box = None if boxes is None or np.isnan(boxes[index]).any() else boxes[index]
             data = source.read(index)
             contents[index] = content_of(data)
-            return decode(data, short_side=short_side, max_aspect=max_aspect, box=box)
+            return decode(data, short_side=short_side, max_aspect=max_aspect, box=box, levels=levels)
         except Unreadable as error:
             return error.reason
         except OSError as error:
@@ -141,6 +193,8 @@ def decode_all(
                 contents[index] = b""
             else:
                 sizes[index] = result.shape[:2]
+                if int(result.max()) - int(result.min()) < LOW_CONTRAST:
+                    flat.append(source.names[index])
                 if file is None and total + result.size > memory.size:
                     file = stack.enter_context(_CacheFile(_place_to_spill(spill, total, done - 1, len(wanted)), key))
                     file.write(memory[:total].data)
@@ -153,9 +207,9 @@ def decode_all(
             if progress:
                 progress(done, len(wanted))
         if file is not None:
-            file.finish(sizes[wanted], skipped, contents[wanted])
+            file.finish(sizes[wanted], skipped, flat, contents[wanted])
             memory = np.memmap(file.path, np.uint8, "r", shape=(total,))
-    return Pixels(memory[:total], _offsets(sizes), sizes, tuple(skipped), contents)
+    return Pixels(memory[:total], _offsets(sizes), sizes, tuple(skipped), tuple(flat), levels, contents)
 
 
 def content_of(data: bytes | np.ndarray) -> bytes:
@@ -201,8 +255,8 @@ def _processors() -> int:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[int], np.ndarray | str], indices: list[int], window: int
-) -> Iterator[tuple[int, np.ndarray | str]]:
+    pool: ThreadPoolExecutor, work: Callable[[int], _Result], indices: list[int], window: int
+) -> Iterator[tuple[int, _Result]]:
     """`pool.map`, but with no more than `window` results or tasks waiting."""
     pending: deque[tuple[int, Future]] = deque()
     for index in indices:
@@ -220,10 +274,11 @@ def _offsets(sizes: np.ndarray) -> np.ndarray:
 
 
 def key_of(
-    source: Source, wanted: np.ndarray, short_side: int, boxes: np.ndarray | None, *, max_aspect: float = MAX_ASPECT
-) -> str:
+    source: Source, wanted: np.ndarray, short_side: int, boxes: np.ndarray | None, *, max_aspect: float = MAX_ASPECT,
+    levels: Levels = UNKNOWN,
+) -> str:  # fmt: skip
     """A digest of all that the decoded images depend on, short of reading every file."""
-    digest = hashlib.sha256(f"{PIL.__version__} {short_side} {max_aspect} {len(source)}".encode())
+    digest = hashlib.sha256(f"{PIL.__version__} {short_side} {max_aspect} {len(source)} {tuple(levels)}".encode())
     digest.update("".join(kind for kind in PLUGINS if has_plugin(kind)).encode())
     digest.update(b"" if boxes is None else boxes[wanted].tobytes())
     stamp = getattr(source.read, "stamp", None)
@@ -283,13 +338,13 @@ class _CacheFile:
         except OSError as error:
             raise self._no_room(error) from None
 
-    def finish(self, sizes: np.ndarray, skipped: list[tuple[str, str]], contents: np.ndarray) -> None:
+    def finish(self, sizes: np.ndarray, skipped: list[tuple[str, str]], flat: list[str], contents: np.ndarray) -> None:
         """Appends the record (sizes and contents in the order of the images asked for) and moves the file into its
         place."""
         assert self._file is not None
         found = {
             "key": self._key, "digest": self._digest.hexdigest(), "sizes": sizes.tolist(), "skipped": skipped,
-            "contents": [content.decode() for content in contents],
+            "flat": flat, "contents": [content.decode() for content in contents],
         }  # fmt: skip
         record = json.dumps(found).encode()
         self.write(record + len(record).to_bytes(8, "little") + _MAGIC)
@@ -341,7 +396,7 @@ def _reopen(path: Path, key: str, count: int, wanted: np.ndarray) -> Pixels | No
         buffer = np.memmap(path, np.uint8, "r", shape=(total,))
         if hashlib.blake2b(buffer.data).hexdigest() != record["digest"]:
             return None
+        skipped, flat = tuple((name, reason) for name, reason in record["skipped"]), tuple(record["flat"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    skipped = tuple((name, reason) for name, reason in record["skipped"])
-    return Pixels(buffer, _offsets(sizes), sizes, skipped, contents)
+    return Pixels(buffer, _offsets(sizes), sizes, skipped, flat, contents=contents)

@@ -61,6 +61,7 @@ def open_shapes(task: str = "target", *, seed: int = 0) -> Source:
         read=lambda i: read(int(order[i])),
         splits={k: np.sort(back[v]) for k, v in splits.items()},
         boxes=np.tile(np.array(BOX, np.float32), (len(names), 1)),
+        narrow=True,
     )
 
 

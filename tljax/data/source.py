@@ -16,12 +16,13 @@ class Source:
         an index means the same image on every machine.
       labels: class indices, int32 `[N]`.
       classes: class names, in the order of the labels.
-      read: index -> the bytes of an encoded image file, or a decoded RGB array, uint8 `[H, W, 3]`. Safe to call from
+      read: index -> the bytes of an encoded image file, or pixels, as `decode` takes both. Safe to call from
         several threads. May raise OSError.
       splits: the source's own splits, by the names `train`, `val`, `test`; empty where it has none.
       boxes: `(ymin, xmin, ymax, xmax)` as fractions of the picture, float32 `[N, 4]`, NaN where unknown; None where
         the source has none at all.
       skipped: (name, reason) of files that were passed over while listing.
+      narrow: whether all images are known to have 8 bits per value.
       notes: what was decided while listing that may be meant otherwise, in words.
     """
 
@@ -33,6 +34,7 @@ class Source:
     splits: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     boxes: np.ndarray | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    narrow: bool = False
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

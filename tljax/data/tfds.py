@@ -21,6 +21,7 @@ from absl import logging
 
 from tljax.data.source import Source
 from tljax.errors import UserError, one_line
+from tljax.guest import importing
 
 SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}  # TFDS's name -> ours
 FILE_NAME_FEATURES = ("file_name", "image/filename", "filename", "image/file_name")
@@ -61,7 +62,8 @@ def open_tfds(name: str, *, label: str = "label", data_dir: str | os.PathLike[st
       UserError: for an unknown name, version, config or label, a dataset that does not hold labelled images, and one
         that is neither prepared nor can be.
     """
-    import tensorflow_datasets as tfds
+    with importing():
+        import tensorflow_datasets as tfds
 
     spec = f"tfds:{name}"
     if not NAME.fullmatch(name):

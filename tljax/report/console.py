@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tljax.errors import UserError
+from tljax.guest import importing
 
 
 def make_console(*, quiet: bool = False) -> Console:
@@ -155,7 +156,8 @@ def make_writer(workdir: Path, console: Console, config: Any, *, first: bool) ->
     if not first or not config.trackers:
         return _NoWriter()
     try:
-        from clu import metric_writers  # imports TensorFlow
+        with importing():
+            from clu import metric_writers  # imports TensorFlow
     except ImportError as error:
         console.print(f"TensorBoard is off: {error.name or 'clu'} is not installed; metrics.csv has the same numbers")
         return _NoWriter()
@@ -165,7 +167,8 @@ def make_writer(workdir: Path, console: Console, config: Any, *, first: bool) ->
         if name == "tensorboard":
             writers.append(metric_writers.create_default_writer(str(workdir), asynchronous=False))
         else:
-            from tljax.report import trackers  # subclasses clu's interface
+            with importing():
+                from tljax.report import trackers  # subclasses clu's interface
 
             writers.append(trackers.open_tracker(name, workdir, console, config.to_dict()))
     return metric_writers.MultiWriter(writers)

@@ -21,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from tljax.errors import UserError, one_line
+from tljax.guest import importing
 from tljax.workdir import RESULT, flatten, read_result, write_json
 
 IDS = "trackers.json"
@@ -121,7 +122,8 @@ class Mlflow(Tracker):
     def begin(self, earlier: str | None, label: str) -> str:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # else a server that is down holds it for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        from mlflow.tracking import MlflowClient
+        with importing():
+            from mlflow.tracking import MlflowClient
 
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -175,7 +177,8 @@ class Wandb(Tracker):
     name = "wandb"
 
     def begin(self, earlier: str | None, label: str) -> str:
-        import wandb
+        with importing():
+            import wandb
 
         settings = wandb.Settings(silent=True, console="off", init_timeout=60)
         mode: Any = os.environ.get("WANDB_MODE", "offline")

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from tljax.classifier import Classifier
-from tljax.data.decode import Unreadable
+from tljax.data.reading import Unreadable
 from tljax.evaluation import chose_epoch
 from tljax.report.console import fit_in_words
 from tljax.report.html import make_templates

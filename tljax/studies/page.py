@@ -7,8 +7,9 @@ import numpy as np
 from markupsafe import Markup
 from scipy.special import softmax
 
-from tljax.data.decode import Unreadable, decode
+from tljax.data.decode import Levels, decode
 from tljax.data.load import named_folders, open_source
+from tljax.data.reading import Unreadable
 from tljax.errors import UserError
 from tljax.evaluation import confusion
 from tljax.losses import predictions
@@ -147,10 +148,12 @@ def _thumbnails(found: Found, names: Iterable[str]) -> dict[str, str]:
     except UserError:
         return {}
     place, pictures = {name: i for i, name in enumerate(source.names)}, {}
+    how = found.result["preprocessing"]
+    levels = Levels(**{name: how[name] for name in Levels._fields if name in how})  # a run of before has none
     for name in map(str, names):
         if name in place:
             try:
-                picture = decode(source.read(place[name]), short_side=THUMBNAIL)
+                picture = decode(source.read(place[name]), short_side=THUMBNAIL, levels=levels)
             except (Unreadable, OSError):
                 continue
             pictures[name] = jpeg_address(picture, quality=80)
