@@ -5,7 +5,7 @@ python benchmarks/calibration.py --data ../shared/data --out calibration.json
 Each set is drawn from real data: 10 to 60 images per class, four fifths of which train a new head on features that are
 computed once; the others choose the epoch and fit the temperature. Log loss and calibration error are of all images
 that were not drawn: as the network says it, at the temperature of the highest likelihood, and at what `fit_temperature`
-gives. The prior of `fit_temperature` was chosen on draws of `--seed 100`; the figures told are of `--seed 0`.
+gives. The prior of `fit_temperature` was chosen on draws of `--seed 100` and 101; the figures told are of `--seed 0`.
 """
 
 import argparse
