@@ -12,7 +12,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of the fresh parameters, the order of the batches, augmentation and dropout
     config.epochs = 10
     config.epoch_steps = 0  # updates of an epoch, whose end validates and saves; 0: one pass over the training images
-    config.select = "validation"  # the epoch that is tested: the best by validation, or the last
+    # The epoch that is tested: the best by validation accuracy, of equals the one with the lower loss; by validation
+    # loss; or the last.
+    config.select = "validation"  # validation, loss, last
     config.batch_size = 32  # examples per update, over all devices
     config.accumulate = 1  # parts that a batch is cut into to save memory; one update all the same
     config.cross_replica_bn = False  # batch statistics over all devices instead of each device's own

@@ -144,8 +144,18 @@ def test_evaluate_gives_what_the_run_found_in_its_test(run):
     assert found.by_class == run.result["by_class"]["test"]
     assert found.calibration == run.result["calibration"]["test"]
     assert found.confusion.sum() == 18 and np.trace(found.confusion) == found.correct
-    assert run.evaluate(split="val").correct == run.result["validation"]["correct"]
-    assert "of 18" in str(found)
+    assert "of 18" in str(found) and "chose" not in str(found)
+    chose = run.evaluate(split="val")
+    assert chose.correct == run.result["validation"]["correct"]
+    assert chose.chose_epoch == 18 and "(these images chose the epoch)" in str(chose)
+    assert "validation (these images chose the epoch)" in str(run)
+
+
+def test_images_that_chose_the_epoch_are_counted_wherever_they_are_named_from(run, photos):
+    whole = tljax.evaluate(run, photos)
+    assert whole.chose_epoch == 18 and "(18 of these images chose the epoch)" in str(whole)
+    own = run.result["config"]["data"]["source"]
+    assert tljax.evaluate(run, f"{own}/").chose_epoch == 18
 
 
 def test_other_images_are_evaluated_as_the_runs_own_were(run, photos, tmp_path):

@@ -8,10 +8,10 @@ from PIL import Image
 
 from tests import tiny
 from tljax import train
-from tljax.evaluation import BINS, by_class, calibration, reliability
+from tljax.evaluation import BINS, FITTED, by_class, calibration, reliability
 from tljax.losses import wilson_interval
 from tljax.report import pictures
-from tljax.report.console import make_console
+from tljax.report.console import make_console, scaled_in_words
 
 QUIET = make_console(quiet=True)
 
@@ -76,6 +76,25 @@ def test_the_temperature_is_validations_and_mends_the_test():
     assert again["val"]["scaled"] | {"fit_on": ""} == found["val"]["scaled"] | {"fit_on": ""}
     assert again["test"]["scaled"]["temperature"] == scaled["temperature"]
     assert calibration({"test": test}, {"test": labels}, chosen=True)["test"]["scaled"] is None
+
+
+def test_on_how_many_images_a_temperature_was_fitted_is_said_or_why_there_is_none():
+    (val, known), (test, labels) = drawn(300, 3.0, 1), drawn(300, 3.0, 2)
+    found = calibration({"val": val, "test": test}, {"val": known, "test": labels}, chosen=False)["test"]["scaled"]
+    wrong = int((val.argmax(1) != known).sum())
+    assert {name: found[name] for name in FITTED} == {
+        "temperature": found["temperature"], "fit_on": "validation", "fit_images": 300, "fit_mistakes": wrong,
+        "raw": "",
+    }  # fmt: skip
+    assert scaled_in_words(found, "test").endswith(
+        f" at validation's temperature {found['temperature']:.2f} (fitted on 300 images, {wrong} of them wrong)"
+    )
+    right = val.argmax(1) == known
+    raw = calibration({"val": val[right], "test": test}, {"val": known[right], "test": labels}, chosen=False)["test"]
+    assert raw["scaled"]["ece"] == raw["ece"]
+    assert scaled_in_words(raw["scaled"], "test").startswith("logits are not scaled: all ")
+    older = {"temperature": 0.8, "fit_on": "validation", "ece": 0.1}  # as a run of an older version has it
+    assert scaled_in_words(older, "test") == "10.0% at validation's temperature 0.80"
 
 
 def test_logits_that_are_not_finite_have_no_calibration():

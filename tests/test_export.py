@@ -66,7 +66,7 @@ def untrained(*, outputs=3, side=65, **options):
     how = Preprocessing(resize=side, crop=side)
     classes = tuple(f"class {i}" for i in range(max(2, outputs)))
     result = {"config": {"model": {"name": name}}}
-    return portable.in_float32(Classifier(Path("none"), model, variables, classes, how, 1.7, result))
+    return portable.in_float32(Classifier(Path("none"), model, variables, classes, how, {"temperature": 1.7}, result))
 
 
 def noise(classifier, count):
@@ -139,6 +139,7 @@ def test_a_run_is_exported_in_all_formats_and_each_is_asked_about_its_test_image
     assert about["preprocessing"] == result["preprocessing"]
     assert (tmp_path / "out/reading.py").read_text() == export.READING.read_text()
     assert about["temperature"] == load(finished).temperature
+    assert about["calibration"]["fit_images"] == 18 and about["validation"]["chose_epoch"] is True
     import onnx
 
     held = {one.key: one.value for one in onnx.load(tmp_path / "out/model.onnx").metadata_props}

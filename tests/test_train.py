@@ -18,6 +18,7 @@ from tljax import inspect, machine, train
 from tljax import workdir as folders
 from tljax.checkpoint import Checkpoints, saved_steps, saved_variables
 from tljax.errors import UserError
+from tljax.finish import chosen_row
 from tljax.report.console import make_console
 
 QUIET = make_console(quiet=True)
@@ -55,9 +56,73 @@ def test_metrics_have_a_row_per_epoch(whole):
     workdir, _, result = whole
     rows = list(csv.DictReader((workdir / "metrics.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
-    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -int(row["epoch"])))
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
     assert result["validation"]["best_epoch"] == int(best["epoch"])
     assert result["validation"]["correct"] == int(best["val_correct"])
+
+
+def epochs(*pairs):
+    return [{"epoch": i + 1, "val_accuracy": a, "val_loss": loss} for i, (a, loss) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(
+    ("select", "history", "chosen"),
+    [
+        ("validation", epochs((0.5, 0.1), (0.9, 0.4), (0.9, 0.3), (0.9, 0.35)), 3),
+        ("validation", epochs((0.9, 0.3), (0.9, 0.3)), 1),  # nothing tells them apart
+        ("validation", epochs((0.9, np.nan), (0.9, 5.0), (0.9, np.inf)), 2),
+        ("validation", epochs((0.9, None), (0.9, 5.0)), 2),  # as a file has it
+        ("validation", epochs((0.9, np.nan), (0.8, 0.1)), 1),
+        ("test", epochs((0.9, 0.4), (0.9, 0.3)), 2),
+        ("loss", epochs((0.5, 0.1), (0.9, 0.4), (0.9, 0.3)), 1),
+        ("loss", epochs((0.5, 0.2), (0.6, 0.2), (0.6, 0.2)), 2),
+        ("loss", epochs((0.5, np.nan), (0.6, np.inf), (0.1, 9.0)), 3),
+        ("last", epochs((0.9, 0.1), (0.1, 0.9)), 2),
+        ("validation", epochs((None, None), (None, None)), 2),
+    ],
+)
+def test_ties_of_accuracy_go_to_the_lower_loss_then_to_the_earlier_epoch(select, history, chosen):
+    assert chosen_row(history, select)["epoch"] == chosen
+
+
+def test_the_epoch_of_the_lowest_loss_can_be_asked_for(photos, tmp_path):
+    options = {"select": "loss", "optimizer__lr": 3e-2, "epochs": 4}
+    result = train.run(tiny.make_config(photos, **options), tmp_path / "run", console=QUIET)
+    losses = [row["val_loss"] for row in result["history"]]
+    assert result["best_step"] == 5 * (1 + int(np.argmin(losses)))
+    assert result["validation"]["loss"] == pytest.approx(min(losses), rel=1e-5)
+    for split in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "halves" / split)
+    options = {"data__split": "official", "data__val": 0.0, "select": "loss"}
+    with pytest.raises(UserError, match="select='loss' chooses the epoch by validation images, and there are none"):
+        train.run(tiny.make_config(tmp_path / "halves", **options), tmp_path / "none", console=QUIET)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("axes", [{}, pytest.param({"population__lr": (3e-3, 1e-3)}, marks=pytest.mark.slow)])
+def test_a_run_that_an_older_version_began_keeps_the_best_epoch_that_it_kept(photos, tmp_path, axes, monkeypatch):
+    """Its parameters are there, those of a later epoch of equal accuracy are not."""
+    config, save = tiny.make_config(photos, epochs=4, **axes), Checkpoints.save
+
+    def older(self, state, record, *, best):
+        save(self, state, {name: value for name, value in record.items() if name != "best"}, best=best)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", older)
+        patch.setattr(
+            train, "chosen_row", lambda rows, _: max(rows, key=lambda row: (row["val_accuracy"], -row["step"]))
+        )
+        tiny.interrupted_after(config, tmp_path / "run", 16, monkeypatch)
+    result = train.run(config, tmp_path / "run", console=QUIET)
+    for folder in (tmp_path / "run" / "members").iterdir() if axes else [tmp_path / "run"]:
+        result = json.loads((folder / "result.json").read_text())
+        first = max(result["history"][:3], key=lambda row: (row["val_accuracy"], -row["step"]))
+        tie = chosen_row(result["history"][:3])
+        if folder.name in ("run", "000"):
+            assert tie["step"] != first["step"] and tie["val_accuracy"] == first["val_accuracy"]
+        best = chosen_row([first, result["history"][3]])
+        assert result["best_step"] == best["step"]
+        assert result["validation"]["loss"] == pytest.approx(best["val_loss"], rel=1e-5)  # the network is that epoch's
 
 
 def test_predictions_are_kept_by_name(whole):

@@ -9,6 +9,7 @@ No call leaves the process other than it was: see `tljax.guest`, and `setup_proc
 import dataclasses
 import functools
 import html
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tljax.checks import check
 from tljax.convert.pretrained import FILES
 from tljax.data.load import check_labels, few, open_data, open_source
 from tljax.errors import UserError
-from tljax.evaluation import by_class, confusion, reliability
+from tljax.evaluation import FITTED, by_class, chose_epoch, confusion, images_in_words, reliability
 from tljax.experiment import head_outputs, outline, plans_of
 from tljax.fields import config
 from tljax.finish import PREDICTIONS, SPLITS
@@ -189,7 +190,11 @@ class Run:
         which = f"{len(self.settings)} members, the best: " if self.settings else ""
         without = self.best.result.get("without_images", {})
         unseen = {name: console_lib.unseen_words(without, name) for name in told}
-        words = (f"{name} {_percent(self.best.result[name])}{unseen[name] and '; '}{unseen[name]}" for name in told)
+        words = (
+            f"{images_in_words(self.best.result, name)} {_percent(self.best.result[name])}"
+            f"{unseen[name] and '; '}{unseen[name]}"
+            for name in told
+        )
         return f"{self.workdir}: {which}{', '.join(words) or 'not tested'}"
 
 
@@ -247,6 +252,7 @@ class Evaluation:
       correct, seen: counts.
       interval95: of the accuracy, Wilson's.
       by_class: by class `accuracy`, `correct`, `seen`, `interval95`.
+      chose_epoch: how many of the images chose the run's epoch, so that the accuracy is high by that choice.
       calibration: how far its confidence can be believed, as in result.json: `ece`, `bins`, `scaled`; None where it has
         numbers that are not finite.
       skipped: (name, reason) of files that could not be read.
@@ -263,6 +269,7 @@ class Evaluation:
     by_class: Mapping[str, Any] = dataclasses.field(repr=False)
     calibration: Mapping[str, Any] | None = dataclasses.field(repr=False)
     skipped: tuple[tuple[str, str], ...] = ()
+    chose_epoch: int = 0
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -276,6 +283,9 @@ class Evaluation:
 
     def __str__(self) -> str:
         words = f"accuracy {console_lib.percent(self.correct, self.seen, self.interval95)}"
+        if self.chose_epoch:
+            some = "these images" if self.chose_epoch == self.seen else f"{self.chose_epoch:,} of these images"
+            words += f" ({some} chose the epoch)"
         if self.unseen:
             words += f", no images of {few(self.unseen)}"
         if self.calibration:
@@ -331,11 +341,28 @@ def evaluate(
     labels = places[source.labels[indices[read]]]
     fitted, calibration = (run.result["calibration"].get("validation") or {}).get("scaled"), None
     if np.isfinite(logits).all():
-        how = fitted and {name: fitted[name] for name in ("temperature", "fit_on")}
+        how = fitted and {name: fitted[name] for name in FITTED if name in fitted}
         scaled = how and how | reliability(logits, labels, network.temperature)
         calibration = reliability(logits, labels) | {"scaled": scaled}
     names = tuple(pictures[i].name for i in read)
-    return _evaluation(run, names, logits, labels, calibration, (*source.skipped, *bad))
+    return _evaluation(run, names, logits, labels, calibration, (*source.skipped, *bad), _chose(run, spec, names))
+
+
+def _chose(run: Run, spec: str, names: Sequence[str]) -> int:
+    """How many of a source's images are those that chose the run's epoch, by place and name."""
+    if not chose_epoch(run.result):
+        return 0
+    try:
+        (own,) = folders.read_arrays(run.workdir / PREDICTIONS, "val_names")
+    except UserError:
+        return 0
+
+    def places(spec: str, names: Iterable[str]) -> set[str]:
+        kind, _, path = spec.partition(":")
+        root = os.path.realpath(path) if kind in ("folder", "pets") else spec
+        return {os.path.join(root, name) for name in names}
+
+    return len(places(spec, names) & places(run.result["config"]["data"]["source"], own.tolist()))
 
 
 def _kept(run: Run, split: str | None) -> Evaluation:
@@ -352,19 +379,21 @@ def _kept(run: Run, split: str | None) -> Evaluation:
         names, logits, labels = folders.read_arrays(file, *wanted)
     except UserError as reason:
         raise UserError(f"{file} is missing or damaged ({reason})") from None
-    return _evaluation(run, tuple(names.tolist()), logits, labels, run.result["calibration"][SPLITS[split]])
+    calibration = run.result["calibration"][SPLITS[split]]
+    chose = len(names) if split == "val" and chose_epoch(run.result) else 0
+    return _evaluation(run, tuple(names.tolist()), logits, labels, calibration, chose=chose)
 
 
 def _evaluation(
     run: Run, names: tuple[str, ...], logits: np.ndarray, labels: np.ndarray, calibration: Mapping[str, Any] | None,
-    skipped: Sequence[tuple[str, str]] = (),
+    skipped: Sequence[tuple[str, str]] = (), chose: int = 0,
 ) -> Evaluation:  # fmt: skip
     classes = tuple(run.result["classes"])
     found = score(logits, labels, make_loss(run.result["config"]["loss"]["name"]))
     low, high = found.as_dict()["interval95"]
     return Evaluation(
         names, labels, predictions(logits), classes, found.accuracy, found.correct, found.seen, (low, high),
-        by_class(logits, labels, classes), calibration, tuple(skipped),
+        by_class(logits, labels, classes), calibration, tuple(skipped), chose,
     )  # fmt: skip
 
 

@@ -55,10 +55,10 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
         raise UserError(f"transfer.moments={config.transfer.moments!r} is not one of keep, fresh")
     if config.select == "test" and not look_at_test:
         raise UserError("select='test' would choose the epoch by the images it is tested on; studies alone may, to "
-                        "repeat reports that did; say validation or last")  # fmt: skip
+                        "repeat reports that did; say validation, loss or last")  # fmt: skip
     for name, known in (
         ("data.placement", ("auto", "host", "device")), ("cache.features", ("auto", "off")),
-        ("data.normalize", ("weights", "dataset")), ("select", ("validation", "last", "test")),
+        ("data.normalize", ("weights", "dataset")), ("select", ("validation", "loss", "last", "test")),
         ("semi.method", ("none", "pseudo_label", *METHODS)),
         ("semi.select", ("all", "threshold", "top", "top_per_class")),
         ("semi.targets", ("hard", "soft")), ("semi.start", ("weights", "teacher")),

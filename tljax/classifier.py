@@ -18,9 +18,12 @@ from tljax.data.augment import make_normalize
 from tljax.data.decode import Levels, decode
 from tljax.data.reading import put_central_square
 from tljax.errors import UserError
+from tljax.evaluation import FITTED
 from tljax.losses import outputs
 from tljax.models import Network, Pass, create_model, variable_shapes
 from tljax.semi.labelling import log_probabilities
+
+NOTHING_FITTED = {"temperature": 1.0, "raw": "there are no validation images with finite logits"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Classifier:
       variables: `{'params': ..., 'batch_stats': ...}`.
       classes: names in the order of the outputs; of a head with more outputs than classes the others are `output N`.
       preprocessing: how pictures are resized, cut and normalised.
-      temperature: that validation's logits gave; 1 where there was no validation.
+      fitted: the temperature that validation's logits gave, on how many images, or why it is 1 (`raw`); as in
+        result.json under `scaled`.
       result: what the run's result.json holds.
     """
 
@@ -42,8 +46,13 @@ class Classifier:
     variables: dict[str, Any]
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    temperature: float
+    fitted: dict[str, Any]
     result: dict[str, Any]
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by for probabilities."""
+        return float(self.fitted["temperature"])
 
     def see(self, data: bytes | np.ndarray | Image.Image) -> np.ndarray:
         """Reads an image file's bytes, a Pillow image or pixels to what evaluation shows the network: uint8
@@ -108,7 +117,8 @@ def load(workdir: str | Path) -> Classifier:
         blocks = m["blocks"] and tuple(m["blocks"])
         model = create_model(m["name"], num_classes=count, until=m["until"] or None, blocks=blocks, **options)
         step, last = result["best_step"], config["select"] == "last"
-        scaled = ((result["calibration"] or {}).get("validation") or {}).get("scaled") or {"temperature": 1.0}
+        scaled = ((result["calibration"] or {}).get("validation") or {}).get("scaled")
+        fitted = {name: scaled[name] for name in FITTED if name in scaled} if scaled else NOTHING_FITTED
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir / folders.RESULT} is not what a run of this version leaves ({error!r})") from None
     real = workdir.resolve()
@@ -119,4 +129,4 @@ def load(workdir: str | Path) -> Classifier:
     else:
         variables = saved_variables(workdir, step)
     names = (*classes, *(f"output {i}" for i in range(len(classes), count)))
-    return Classifier(workdir, model, variables, names, found, float(scaled["temperature"]), result)
+    return Classifier(workdir, model, variables, names, found, fitted, result)

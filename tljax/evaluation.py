@@ -1,5 +1,6 @@
 """What logits are worth beyond their accuracy: how sure they are for how often right, and how right by class."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from tljax.losses import predictions, wilson_interval
 from tljax.semi.labelling import fit_temperature, log_probabilities
 
 BINS = 15
+FITTED = ("temperature", "fit_on", "fit_images", "fit_mistakes", "raw")
+"""Of what result.json says under `scaled`, what is of the fit; the others are of the images that are scored."""
 _DRAWS = 1000
 
 
@@ -56,15 +59,16 @@ def calibration(logits: dict[str, np.ndarray], labels: dict[str, np.ndarray], *,
       chosen: whether validation also chose the epoch.
 
     Returns:
-      By split, `reliability`, and under `scaled` that at the temperature which validation's logits give; None for a
-      split with logits that are not finite.
+      By split, `reliability`, and under `scaled` that at the temperature which validation's logits give, the numbers of
+      images and of mistakes that it was fitted on, and `raw`, why it is 1 where scaling would not help, else empty;
+      None for a split with logits that are not finite.
     """
     sane = {split: bool(np.isfinite(logits[split]).all()) for split in labels}
     fit, scaled = "validation, which also chose the epoch" if chosen else "validation", {}
     if sane.get("val"):
-        temperature = fit_temperature(logits["val"], labels["val"])
+        fitted = fit_temperature(logits["val"], labels["val"])
         scaled = {
-            split: {"temperature": temperature, "fit_on": fit} | reliability(logits[split], labels[split], temperature)
+            split: fitted.as_dict() | {"fit_on": fit} | reliability(logits[split], labels[split], fitted.temperature)
             for split in labels
             if sane[split]
         }
@@ -72,6 +76,28 @@ def calibration(logits: dict[str, np.ndarray], labels: dict[str, np.ndarray], *,
         split: reliability(logits[split], labels[split]) | {"scaled": scaled.get(split)} if sane[split] else None
         for split in labels
     }
+
+
+def chose_epoch(result: Mapping[str, Any]) -> bool:
+    """Whether the validation images of a result also chose its epoch, so that accuracy on them is high by that choice.
+
+    Args:
+      result: of a single run or a member; of a version that did not say so, by its config.
+    """
+    found = result.get("validation")
+    if not found or "chose_epoch" in found:
+        return bool(found and found["chose_epoch"])
+    return result["config"]["select"] != "last"
+
+
+def images_in_words(result: Mapping[str, Any], split: str) -> str:
+    """'test', 'validation', or 'validation (these images chose the epoch)': what an accuracy is of.
+
+    Args:
+      result: of a single run or a member.
+      split: validation or test.
+    """
+    return f"{split} (these images chose the epoch)" if split == "validation" and chose_epoch(result) else split
 
 
 def by_class(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:

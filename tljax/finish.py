@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from tljax.data import duplicates
 from tljax.data.duplicates import Copies
 from tljax.data.load import Data
 from tljax.errors import UserError
-from tljax.evaluation import by_class, calibration
+from tljax.evaluation import by_class, calibration, chose_epoch, images_in_words
 from tljax.features import discard
 from tljax.losses import score, wilson_interval
 from tljax.recipe import Choice, as_record
@@ -33,11 +34,20 @@ SPLITS = {"val": "validation", "test": "test"}
 """Splits that are evaluated at the end, by their names in predictions.npz, and their names in result.json."""
 
 
+def merit(accuracy: float, loss: float | None, select: str) -> tuple[float, float]:
+    """What validation chooses the greatest of: the accuracy, and of equals the lower loss; where `select` is 'loss' the
+    other way round. A loss that is not finite, None in a file, is the worst."""
+    low = -loss if loss is not None and math.isfinite(loss) else -math.inf
+    return (low, accuracy) if select == "loss" else (accuracy, low)
+
+
 def chosen_row(history: list[dict[str, Any]], select: str = "validation") -> dict[str, Any]:
-    """The epoch that is tested: the one with the highest validation accuracy, the earliest of equals; the last where
-    `select` is 'last' or nothing was validated."""
-    scored = [row for row in history if row["val_accuracy"] is not None and select != "last"]
-    return max(scored, key=lambda row: (row["val_accuracy"], -row["epoch"])) if scored else history[-1]
+    """The epoch that is tested: validation's choice by `merit`; the last where `select` is 'last' or nothing was
+    validated. Where accuracy and loss are equal, validation cannot tell epochs apart, and it is the earliest: it has
+    left the pretrained weights least, and its checkpoint is there already."""
+    if select == "last" or history[-1]["val_accuracy"] is None:
+        return history[-1]
+    return max(history, key=lambda row: (*merit(row["val_accuracy"], row["val_loss"], select), -row["epoch"]))
 
 
 def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def restore_best(trainer: Trainer) -> None:
     """Puts the parameters and statistics of the best epoch into the state."""
     x, state = trainer.x, trainer.one_replica()
     if not x.population:
-        best = chosen_row(trainer.histories[0], x.config.select)
+        best = trainer.best_row(0)
         if best["step"] != trainer.step:
             if best["epoch"] <= x.phases[0][trainer.phase].first:  # its prefix was another
                 trainer.kept, trainer.evaluators = None, {}
@@ -114,7 +124,7 @@ def member_result(
 ) -> dict[str, Any]:
     """What a single run finds, as plain values."""
     x, history = trainer.x, trainer.histories[m]
-    best = chosen_row(history, x.config.select)
+    best = trainer.best_row(m)
     result: dict[str, Any] = {"test": None, "validation": None}
     for split, name in SPLITS.items():
         if split in logits:
@@ -125,7 +135,8 @@ def member_result(
         result["unlabelled"] = told_of_unlabelled(x.data, logits["unlabelled"])
     if result["validation"] is not None:
         last = {name: history[-1][f"val_{name}"] for name in ("accuracy", "correct", "seen")}
-        result["validation"] |= {"best_epoch": best["epoch"], "last_epoch": last}
+        chose = x.config.select != "last" and len(history) > 1
+        result["validation"] |= {"best_epoch": best["epoch"], "last_epoch": last, "chose_epoch": chose}
     if x.config.select == "test":
         result["best_by_test"] = best_by_test(history)
 
@@ -135,7 +146,7 @@ def member_result(
         return score(*own, x.plain_loss).as_dict() if found.any.any() and rest.any() else None
 
     classes = x.data.source.classes
-    calibrated = calibration(logits, labels, chosen=x.config.select != "last")
+    calibrated = calibration(logits, labels, chosen=chose_epoch(result))
     return result | {
         "calibration": {SPLITS[split]: found for split, found in calibrated.items()},
         "by_class": {SPLITS[split]: by_class(logits[split], known, classes) for split, known in labels.items()},
@@ -205,11 +216,12 @@ def write_member(
             predictions[f"{split}_labels"] = labels[split]
     folders.write_arrays(folder / PREDICTIONS, **predictions)
     if trainer.x.config.pictures:
-        chosen = chosen_row(result["history"], trainer.x.config.select)
+        chosen = next(row for row in result["history"] if row["step"] == result["best_step"])
         pictures.save_curves(folder / "curves.png", result["history"], chosen)
         for name in ("test", "validation"):
             if found := result["calibration"].get(name):
-                pictures.save_reliability(folder / CALIBRATION, name, found)
+                title = images_in_words(result, name)
+                pictures.save_reliability(folder / CALIBRATION, name, found, title=title)
                 break
     if trainer.x.population:
         folders.write_csv(folder / folders.METRICS, result["history"])
@@ -217,7 +229,7 @@ def write_member(
 
 
 def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The members side by side, and which of them validation prefers, the first of equals."""
+    """The members side by side, and which of them validation prefers by `merit`, the first of equals."""
     x, by = trainer.x, "validation" if "val" in trainer.x.data.splits else None
     rows = [
         {"settings": dict(member.settings), "folder": f"members/{m:03}"}
@@ -225,10 +237,14 @@ def population_result(trainer: Trainer, results: list[dict[str, Any]]) -> dict[s
         | {name: result[name] for name in SPLITS.values()}
         for m, (member, result) in enumerate(zip(x.members, results, strict=True))
     ]
-    best = max(range(len(rows)), key=lambda m: (rows[m][by]["accuracy"], -m)) if by else None
+    best = None
+    if by:
+        merits = [merit(row[by]["accuracy"], row[by]["loss"], x.config.select) for row in rows]
+        best = max(range(len(rows)), key=lambda m: (*merits[m], -m))
     console_lib.print_table(
         trainer.console,
-        "Members, each at its best epoch",
+        "Members, each at its best epoch"
+        + (", which the validation images chose" if by and rows[0][by]["chose_epoch"] else ""),
         [
             {axis: str(value) for axis, value in row["settings"].items()}
             | {

@@ -18,12 +18,12 @@ from tljax.classifier import Classifier
 from tljax.data.batches import prefetch
 from tljax.data.reading import Unreadable
 from tljax.errors import UserError
-from tljax.evaluation import confusion
+from tljax.evaluation import chose_epoch, confusion
 from tljax.explain import BEST, make_grad_cam, make_saliency
 from tljax.finish import SPLITS
 from tljax.predict import Picture, see
 from tljax.report.answers import LARGEST, Captioned, Reason, confusion_picture, gallery_picture, reason_picture
-from tljax.report.console import progress_bar, unseen_words
+from tljax.report.console import fit_in_words, progress_bar, unseen_words
 from tljax.report.html import data_address, jpeg_address, make_templates
 from tljax.report.insides import filters_picture, maps_picture
 from tljax.studies.page import share_words
@@ -120,6 +120,8 @@ class _Look:
         order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
         pairs = [divmod(int(i), len(classes)) for i in order if wrong.flat[i]]
         title = f"{counts.sum():,} {SPLITS[found.split]} images, {np.trace(counts):,} of them right"
+        if SPLITS[found.split] == "validation" and chose_epoch(self.classifier.result):
+            title += "\n(these images chose the epoch)"
         picture = None
         if len(classes) <= LARGEST:
             picture = self.write("confusion.png", confusion_picture(counts, classes, title=title))
@@ -372,9 +374,11 @@ def _facts(classifier: Classifier) -> list[tuple[str, str]]:
         if s := result.get(name):
             low, high = (100 * end for end in s["interval95"])
             counts = f"{s['correct']:,} of {s['seen']:,}; 95% interval {low:.1f} to {high:.1f}"
+            chose = "; these images chose the epoch" if name == "validation" and chose_epoch(result) else ""
             unseen = unseen_words(result.get("without_images", {}), name)
-            facts.append((f"{name} accuracy", f"{100 * s['accuracy']:.1f}% ({counts}{unseen and '; '}{unseen})"))
-    return [*facts, ("temperature", f"{classifier.temperature:.2f}; probabilities are calibrated by it")]
+            words = f"{100 * s['accuracy']:.1f}% ({counts}{unseen and '; '}{unseen}){chose}"
+            facts.append((f"{name} accuracy", words))
+    return [*facts, ("calibration", fit_in_words(classifier.fitted))]
 
 
 def _without_pictures(value: Any) -> Any:

@@ -17,6 +17,7 @@ from tljax.convert.names import to_torch
 from tljax.convert.torch_writer import torch_bytes
 from tljax.convert.torchvision_recipe import recipe
 from tljax.errors import UserError
+from tljax.evaluation import chose_epoch
 from tljax.models import Pass
 from tljax.models.layers import plain_operations
 
@@ -33,10 +34,12 @@ def describe(classifier: Classifier) -> dict[str, Any]:
     """What whoever uses an export has to know: plain values, the same each time.
 
     Returns:
-      Classes; input in words and preprocessing in numbers; temperature; network; test result; versions; and, where
+      Classes; input in words and preprocessing in numbers; temperature and what it was fitted on; network; results on
+      test and validation images, the latter with `chose_epoch`, whether it is high by that choice; versions; and, where
       torchvision has this network, the lines of Python that build it there.
     """
     result, how = classifier.result, classifier.preprocessing
+    validation = result.get("validation")
     found: dict[str, Any] = {
         "classes": list(classifier.classes),
         "input": f"upright RGB, transparent parts white, shorter side resized to {how.resize} (bilinear, antialiased), "
@@ -47,8 +50,10 @@ def describe(classifier: Classifier) -> dict[str, Any]:
             "white": how.white, "float_white": how.float_white,
         },
         "temperature": classifier.temperature,
+        "calibration": {name: value for name, value in classifier.fitted.items() if name != "temperature"},
         "model": {"name": result["config"]["model"]["name"], "until": classifier.model.until},
         "test": result.get("test"),
+        "validation": validation and validation | {"chose_epoch": chose_epoch(result)},
         "versions": result.get("versions"),
     }  # fmt: skip
     with contextlib.suppress(UserError):

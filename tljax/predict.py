@@ -4,8 +4,8 @@
     find photos -name '*.jpg' | python -m tljax.predict runs/folder - --format csv > answers.csv
 
 An IMAGE is a file, a folder with all that lies in it, a pattern in quotes, or `-`: names from standard input, a line
-each, or one picture there. Probabilities are calibrated by the temperature that validation gave. A file that cannot be
-read has its reason in its place.
+each, or one picture there. Probabilities are calibrated by the temperature that validation gave, if it could. A file
+that cannot be read has its reason in its place.
 """
 
 import csv
@@ -259,6 +259,8 @@ def predict(args: Any) -> int:
 
     keep_compilations()
     classifier = load(args.workdir)
+    if reason := classifier.fitted.get("raw"):
+        print(f"tljax: probabilities are not calibrated: {reason}", file=sys.stderr)
     top = min(args.top, len(classifier.classes))
     out = sys.stdout
     put = {"csv": lambda: as_csv(out, top), "jsonl": lambda: as_jsonl(out),

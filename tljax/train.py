@@ -94,6 +94,9 @@ def run(
     if not overwrite:
         content.check_moved(workdir, config)
     experiment, variables = prepare(config, decoded or workdir, console)
+    if config.select == "loss" and "val" not in experiment.data.splits:
+        raise UserError("select='loss' chooses the epoch by validation images, and there are none; give data.val, or "
+                        "say select=last")  # fmt: skip
     if not overwrite:
         content.check(decoded or workdir, experiment.data)
     for title, rows in plan_tables(experiment.phases[0], experiment.plans[0], members=len(experiment.members)):
@@ -137,6 +140,7 @@ class Trainer:
         self.key = jax.random.key(experiment.config.seed)
         self.phase = 0
         self.histories: list[list[dict[str, Any]]] = [[] for _ in experiment.members]
+        self.best: list[int | None] = [None] * len(experiment.members)  # the step of the best epoch so far, by member
         self.sums = self.no_sums()
         self.stop = Stop()
         self.began, self.earlier_seconds = began, 0.0
@@ -154,6 +158,7 @@ class Trainer:
         else:
             state, record = found
             self.phase, self.histories = record["phase"], record["histories"]
+            self.best = record["best"] if "best" in record else self.best_by_older_rule(state)
             self.sums = {name: np.asarray(values) for name, values in record["sums"].items()}
             self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
             self.features = record.get("features")
@@ -361,23 +366,34 @@ class Trainer:
                 break
         return found
 
-    @property
-    def best_row(self) -> dict[str, Any] | None:
-        """The epoch of a single run that would be tested now; the best of members are part of the state."""
-        history = [] if self.x.population else self.histories[0]
-        return chosen_row(history, self.x.config.select) if history else None
+    def best_row(self, member: int) -> dict[str, Any]:
+        """The epoch of a member, or of a single run, that would be tested now; there is one already."""
+        return next(row for row in self.histories[member] if row["step"] == self.best[member])
+
+    def best_by_older_rule(self, state: TrainState) -> list[int | None]:
+        """The best epochs of a record that does not name them: versions that kept the earliest of equal accuracies
+        wrote it, and no other epoch's parameters are there."""
+        if not self.histories[0]:
+            return self.best
+        if self.x.config.select == "last" or self.histories[0][0]["val_accuracy"] is None:
+            return [history[-1]["step"] for history in self.histories]
+        if self.x.population:
+            return [int(step) for step in state.best["step"]]
+        return [max(self.histories[0], key=lambda row: (row["val_accuracy"], -row["epoch"]))["step"]]
 
     def tell_of_lost_best(self) -> None:
-        best = self.best_row
-        if best and best["step"] not in self.checkpoints.steps():
+        if self.x.population or self.best[0] is None:  # the best of members are part of the state
+            return
+        best = self.best_row(0)
+        if best["step"] not in self.checkpoints.steps():
             self.console.print(f"the checkpoint of epoch {best['epoch']}, the best so far, is gone: if no later epoch "
                                "is better, this run cannot be tested")  # fmt: skip
 
     def save(self) -> None:
-        best = self.best_row
         record = {
             "phase": self.phase,
             "histories": self.histories,
+            "best": self.best,
             "sums": {name: values.tolist() for name, values in self.sums.items()},
             "seconds": self.seconds,
             "first_step": self.first_step,
@@ -390,7 +406,7 @@ class Trainer:
             "config": folders.digest_of_config(self.x.config.to_dict()),
             "test_labels": dict(self.x.data.sealed.reads),
         }
-        self.checkpoints.save(self.one_replica(), record, best=best["step"] if best else None)
+        self.checkpoints.save(self.one_replica(), record, best=None if self.x.population else self.best[0])
 
     def close_epoch(self, epoch: int) -> list[dict[str, Any]]:
         """Validates, and adds the epoch's line to each member's history."""
@@ -419,7 +435,11 @@ class Trainer:
                 test = score(values, labels, x.plain_loss)
                 history[-1] |= {"test_correct": test.correct, "test_seen": test.seen}
         self.sums = self.no_sums()
-        rows = [history[-1] for history in self.histories]
+        rows, before = [history[-1] for history in self.histories], self.best
+        self.best = [
+            row["step"] if old is None else chosen_row([self.best_row(m), row], x.config.select)["step"]
+            for m, (row, old) in enumerate(zip(rows, before, strict=True))
+        ]
         if x.population and logits is not None:
             self.remember_best(np.asarray([row["val_accuracy"] for row in rows], np.float32), step)
         self.diagnostics.validated(rows, logits)
@@ -427,9 +447,9 @@ class Trainer:
         return rows
 
     def remember_best(self, accuracy: np.ndarray, step: int) -> None:
-        """Copies what the members are now over what they were at their best, where they are better now."""
+        """Copies what the members are now over what they were at their best, where `step` is their best."""
         state = self.one_replica()
-        better = accuracy > np.asarray(state.best["accuracy"])
+        better = np.asarray(self.best) == step
         own = own_parts(self.x.model, self.x.plans[0][0], state.variables)[0]
 
         def newer(old: Any, new: Any) -> Any:

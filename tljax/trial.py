@@ -276,10 +276,10 @@ def try_rates(
             logits, labels = trainer.logits("val"), x.data.labels("val")
         finally:
             checkpoints.close()
-    losses, best = [], []
+    losses = []
     for history in trainer.histories:
         known = [row["val_loss"] for row in history if np.isfinite(row["val_loss"])]
         losses.append(min(known, default=float("inf")))
-        best.append(max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))["epoch"])
     right = np.stack([predictions(one) == labels for one in logits])
-    return Trial(train, tuple(rates), epochs, len(x.data.splits["train"]), right, tuple(losses), tuple(best))
+    best = tuple(trainer.best_row(m)["epoch"] for m in range(len(rates)))
+    return Trial(train, tuple(rates), epochs, len(x.data.splits["train"]), right, tuple(losses), best)

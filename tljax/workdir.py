@@ -255,6 +255,13 @@ def check_free(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = Fa
         _check_writable(workdir)
 
 
+def unwritable(workdir: Path, error: OSError) -> Exception:
+    """What to raise where a folder takes no file: of a full disk the error itself, for commands know what to say."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return UserError(f"--workdir={workdir} cannot be written to: {error.strerror or error}")
+
+
 def _check_writable(workdir: Path) -> None:
     """Raises UserError for a folder that cannot be written to, or not be made, before hours are spent on it."""
     there = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
@@ -283,7 +290,7 @@ def claim(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False) 
         else:
             _follow(workdir, config)
     except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror or error}") from None
+        raise unwritable(workdir, error) from None
 
 
 def _follow(workdir: Path, config: Mapping[str, Any]) -> None:

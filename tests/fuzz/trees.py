@@ -62,8 +62,11 @@ def trees(draw: Any) -> dict[str, tuple[str, int]]:
     )
     usual = st.lists(st.sampled_from(CLASSES[:3]), min_size=2, max_size=3, unique=True)
     names = draw(usual | st.lists(st.sampled_from(CLASSES) | text, min_size=1, max_size=4, unique=True))
-    names += draw(st.lists(st.sampled_from(SPLITS), max_size=1))
-    splits = draw(st.lists(st.sampled_from(SPLITS), max_size=3, unique=True))
+    odd = st.integers(0, 5).map(lambda n: n == 0)  # most trees are odd in one way or two, else all would be refused
+    names += [draw(st.sampled_from(SPLITS))] if draw(odd) else []
+    kinds = [[name for name in SPLITS if name.lower().startswith(kind)] for kind in ("tr", ("va", "dev"), ("te", "ho"))]
+    usual_splits = st.tuples(*(st.sampled_from(kind) for kind in kinds)).map(list)
+    splits = draw(usual_splits if not draw(odd) else st.lists(st.sampled_from(SPLITS), max_size=3, unique=True))
     order = draw(st.sampled_from(["class", "split/class", "split/class", "split/split/class", "class/split", "both"]))
     wrap = draw(st.sampled_from(["", "", "", *[f"{name}/" for name in WRAPS]]))
     folders = []
@@ -73,16 +76,16 @@ def trees(draw: Any) -> dict[str, tuple[str, int]]:
                 "class": cls, "split/class": f"{split}/{cls}", "split/split/class": f"{split}/{split}/{cls}",
                 "class/split": f"{cls}/{split}", "both": draw(st.sampled_from([cls, f"{split}/{cls}"])),
             }[order].strip("/") or cls)  # fmt: skip
-    folders += draw(st.lists(st.sampled_from([*WRAPS, *SPLITS, *CLASSES]), max_size=1))
-    clips = draw(st.booleans()) and draw(st.booleans())
+    folders += [draw(st.sampled_from([*WRAPS, *SPLITS, *CLASSES]))] if draw(odd) else []
+    clips, holes = draw(odd), draw(odd)
     found: dict[str, tuple[str, int]] = {}
     for folder in dict.fromkeys(folders):
-        if draw(st.integers(0, 9)) == 0:
+        if holes and draw(odd):
             found[wrap + folder] = "folder", 0
             continue
-        broken = draw(st.integers(0, 9)) == 0  # all of its files
-        for i in range(draw(st.integers(1, 6))):
-            kind = draw(st.sampled_from(KINDS[5:])) if broken else draw(st.sampled_from(KINDS))
+        broken = holes and draw(odd)  # all of its files
+        for i in range(draw(st.integers(1, 3) if holes else st.integers(3, 8))):
+            kind = draw(st.sampled_from(KINDS[5:] if broken else KINDS))
             inner = f"clip{1 + i % 2}/" if clips else ""
             suffix = "txt" if kind == "txt" else "png"
             found[f"{wrap}{folder}/{inner}{i}.{suffix}"] = kind, draw(st.integers(0, 999))

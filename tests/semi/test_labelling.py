@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tljax.errors import UserError
 from tljax.semi import labelling
@@ -26,10 +28,54 @@ def test_the_temperature_is_the_one_that_labels_were_drawn_with():
     logits = rng.normal(size=(20_000, 5)) * 2
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = np.array([rng.choice(5, p=row) for row in chances])
-    assert labelling.fit_temperature(logits, labels) == pytest.approx(1.0, abs=0.03)
-    assert labelling.fit_temperature(3 * logits, labels) == pytest.approx(3.0, abs=0.1)  # three times too sure
-    sure = np.eye(5)[labels]
-    assert labelling.fit_temperature(sure, labels) == pytest.approx(1 / 20, rel=1e-2)  # no end, but a bound
+    assert labelling.fit_temperature(logits, labels).temperature == pytest.approx(1.0, abs=0.03)
+    found = labelling.fit_temperature(3 * logits, labels)  # three times too sure
+    assert found.temperature == pytest.approx(3.0, abs=0.1)
+    assert found.fit_mistakes == (logits.argmax(1) != labels).sum() and found.fit_images == 20_000 and not found.raw
+    assert labelling.fit_temperature(logits / 2, labels).temperature == pytest.approx(0.5, abs=0.02)  # too unsure
+
+
+@pytest.mark.parametrize("count", [1, 2, 24, 300])
+@pytest.mark.parametrize("sure", [0.01, 1.0, 30.0])
+def test_images_that_are_all_right_sharpen_nothing(count, sure):
+    """24 of them gave 0.05, the bound, and wrong answers to others more than 99%."""
+    labels = np.random.default_rng(count).integers(0, 3, count)
+    for logits in (sure * np.eye(3)[labels], sure * (2 * (labels % 2) - 1.0)[:, None]):
+        known = labels if logits.shape[1] > 1 else labels % 2
+        found = labelling.fit_temperature(logits, known)
+        assert found == labelling.Temperature(1.0, count, 0, found.raw)
+        assert f"all {count} validation images are right" in found.raw
+
+
+def test_few_images_leave_the_logits_nearer_to_what_they_are():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(4000, 3)) * 2
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+    moved = [np.mean([abs(np.log(labelling.fit_temperature(4 * logits[i : i + n], labels[i : i + n]).temperature))
+                      for i in range(0, 40 * n, n)]) for n in (5, 20, 100)]  # fmt: skip
+    assert moved[0] < moved[1] < moved[2] < np.log(4) * 1.05
+    lone = labelling.fit_temperature(logits[:1], (labels[:1] + 1) % 3)
+    assert (lone.temperature, lone.fit_mistakes) == (1.0, 1) and lone.raw
+
+
+@given(st.integers(1, 30), st.integers(1, 4), st.floats(1e-3, 1e4), st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_a_temperature_is_one_or_helps_what_it_was_fitted_on(images, outputs, scale, seed, right):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(images, outputs)) * scale
+    answers = labelling.log_probabilities(logits).argmax(1)
+    labels = np.where(rng.random(images) < right, answers, rng.integers(0, max(outputs, 2), images))
+    found, rows = labelling.fit_temperature(logits, labels), np.arange(images)
+    assert (found.fit_images, found.fit_mistakes) == (images, (answers != labels).sum())
+    assert bool(found.raw) == (found.temperature == 1.0)
+    assert 1 / 20 <= found.temperature <= 20
+
+    def loss(temperature):
+        return -labelling.log_probabilities(logits, temperature)[rows, labels].sum()
+
+    assert loss(found.temperature) <= loss(1.0)
+    order = rng.permutation(images)
+    again = labelling.fit_temperature(logits[order], labels[order])
+    assert again.temperature == pytest.approx(found.temperature, rel=1e-4)
 
 
 def test_selections(logits):

@@ -1,6 +1,7 @@
 """The service says what `predict` says, of pictures only, as many and as large as it was told, to whom it was told."""
 
 import base64
+import dataclasses
 import io
 import json
 import signal
@@ -19,8 +20,10 @@ from tests import tiny
 from tests.data import bad_images, odd_pictures
 from tests.serving.served import TIMEOUT, command, connected, post, served, wait_until
 from tljax import predict
+from tljax.classifier import load
 from tljax.explain import make_grad_cam, overlaid
 from tljax.serve import bound
+from tljax.serving.app import Limits, about
 from tljax.serving.desk import STRENGTH
 
 
@@ -212,7 +215,9 @@ def test_the_description_is_valid_openapi_and_model_and_health_are_as_it_says(ur
     told, result = found.json(), json.loads((finished / "result.json").read_text())
     assert (told["name"], told["classes"]) == (finished.name, list(tiny.CLASSES))
     counts = {k: result["test"][k] for k in ("correct", "seen", "interval95")}
-    assert told["accuracy"] == {"images": "test", "without": [], **counts}
+    assert told["accuracy"] == {"images": "test", "without": [], **counts, "chose_epoch": False}
+    untested = about(dataclasses.replace(load(finished), result=result | {"test": None}), Limits())
+    assert (untested.accuracy.images, untested.accuracy.chose_epoch) == ("validation", True)
     assert is_as_described(requests.get(f"{url}health", timeout=TIMEOUT), described)
 
 

@@ -30,7 +30,7 @@ def keep(folder: Path, config: Any, data: Data) -> None:
     try:
         folders.write_arrays(folder / folders.IMAGES, **arrays)
     except OSError as error:
-        raise UserError(f"--workdir={folder} cannot be written to: {error.strerror or error}") from None
+        raise folders.unwritable(folder, error) from None
 
 
 def check(folder: Path, data: Data) -> None:

@@ -90,7 +90,9 @@ class MiniXception(Network):
             layers |= {f"sep{i}{x}": SeparableConv(size, self.dtype) for x in "ab"}
             layers[f"short{i}"] = conv(size, 1, stride=2, **kwargs)
         layers[f"sep{len(self.sizes) + 1}"] = SeparableConv(self.channels(1024), self.dtype)
-        init = head_inits("normal", size) if self.head_init == "normal" else {"kernel_init": glorot_uniform}
+        init: dict[str, Any] = (
+            head_inits("normal", size) if self.head_init == "normal" else {"kernel_init": glorot_uniform}
+        )
         layers["head"] = nn.Dense(self.num_classes, **init, dtype=self.dtype, param_dtype=parameter_dtype(self.dtype))
         for name, layer in layers.items():
             setattr(self, name, layer)

@@ -202,6 +202,7 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
     for name in told:
         found = result[name]
         which = f", best epoch {found['best_epoch']}" if name == "validation" else ""
+        which += ", chosen on these images" if which and found["chose_epoch"] else ""
         unseen = unseen_words(result.get("without_images", {}), name)
         console.print(
             f"{name} accuracy {percent(found['correct'], found['seen'], found['interval95'])}{which}"
@@ -212,7 +213,7 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
     if found := result["calibration"][told[-1]]:
         words = f"{told[-1]} calibration error {found['ece']:.1%} ({found['ece_if_calibrated']['mean']:.1%} by chance)"
         if scaled := found["scaled"]:
-            words += f", {scaled['ece']:.1%} at {own_or_validations(told[-1])} temperature {scaled['temperature']:.2f}"
+            words += f", {scaled_in_words(scaled, told[-1])}"
         console.print(words)
     shares = {name: share for name, share in result["by_class"][told[-1]].items() if share["seen"]}
     lowest = sorted(shares, key=lambda name: shares[name]["accuracy"])[: min(5, len(shares) // 2)]
@@ -222,9 +223,29 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
         console.print(f"lowest by class, {told[-1]}: {', '.join(words)}", markup=False)
 
 
-def own_or_validations(split: str) -> str:
-    """Whose a temperature is that validation's logits gave."""
-    return "its own" if split == "validation" else "validation's"
+def scaled_in_words(scaled: Mapping[str, Any], split: str) -> str:
+    """'8.4% at validation's temperature 0.76 (fitted on 468 images, 51 of them wrong)', or why nothing was scaled.
+
+    Args:
+      scaled: of `evaluation.calibration`.
+      split: whose error it has, validation or test.
+    """
+    whose = "its own" if split == "validation" else "validation's"
+    return ("" if scaled.get("raw") else f"{scaled['ece']:.1%} at {whose} ") + fit_in_words(scaled)
+
+
+def fit_in_words(fitted: Mapping[str, Any]) -> str:
+    """How a temperature was found, or why the logits are left as they are; a record of an older version does not say.
+
+    Args:
+      fitted: `labelling.Temperature` as a dictionary, perhaps with more in it.
+    """
+    if fitted.get("raw"):
+        return f"logits are not scaled: {fitted['raw']}"
+    words = f"temperature {fitted['temperature']:.2f}"
+    if "fit_images" not in fitted:
+        return words
+    return f"{words} (fitted on {fitted['fit_images']:,} images, {fitted['fit_mistakes']:,} of them wrong)"
 
 
 def print_duplicates(console: Console, told: Mapping[str, Any]) -> None:

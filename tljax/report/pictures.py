@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no backend to choose, no global state
 
-from tljax.report.console import own_or_validations
+from tljax.report.console import scaled_in_words
 from tljax.report.insides import plain, png
 
 COLUMNS = 8
@@ -79,13 +79,14 @@ def _network(row: Mapping[str, Any]) -> str:
     return f"student {row['round']}" if row["round"] else "teacher"
 
 
-def save_reliability(path: Path, split: str, found: Mapping[str, Any]) -> None:
+def save_reliability(path: Path, split: str, found: Mapping[str, Any], *, title: str = "") -> None:
     """Saves a reliability diagram: how often right by how sure, with 95% intervals, and how many images that is of.
 
     Args:
       path: a PNG.
       split: its name in words.
       found: of a split, as `evaluation.calibration` has it.
+      title: what the images are called above it; the split where there is none.
     """
     figure = Figure(figsize=(4.8, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
@@ -107,10 +108,10 @@ def save_reliability(path: Path, split: str, found: Mapping[str, Any]) -> None:
         lower.annotate(f"{count:,}", (x, count), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     lower.set(xlim=(0, 100), xlabel="confidence (%)", ylabel="images")
     lower.margins(y=0.25)
-    title = f"{split}: ECE {found['ece']:.1%} ({found['ece_if_calibrated']['mean']:.1%} by chance)"
+    title = f"{title or split}: ECE {found['ece']:.1%} ({found['ece_if_calibrated']['mean']:.1%} by chance)"
     if scaled := found["scaled"]:
-        title += f"\n{scaled['ece']:.1%} at {own_or_validations(split)} temperature {scaled['temperature']:.2f}"
-    upper.set_title(title, fontsize=11)
+        title += f"\n{scaled_in_words(scaled, split)}"
+    upper.set_title(title, fontsize=10)
     for ax in (upper, lower):
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

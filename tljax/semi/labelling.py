@@ -3,6 +3,7 @@
 Everything here is NumPy in double precision, over all images at once.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from scipy import optimize, special
 from tljax.errors import UserError
 
 BINS = 10
+# Chosen by benchmarks/calibration.py on other draws than those whose figures are told.
+PRIOR = 0.5
+TEMPERATURES = np.exp(np.linspace(-np.log(20), np.log(20), 61))  # the middle one is 1
 
 
 def log_probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -22,18 +26,65 @@ def log_probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarra
     return special.log_softmax(logits, axis=1)
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature under which logits `[N, outputs]` give labels `[N]` the highest likelihood (Guo et al. 2017).
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+    """What logits are divided by, so that their probabilities can be believed.
 
-    Between 1/20 and 20: where all are right the likelihood rises for ever as it falls.
+    Attributes:
+      temperature: above 0; 1 leaves logits as they are.
+      fit_images: that it was fitted on.
+      fit_mistakes: of them, how many the network has wrong.
+      raw: why the logits are left as they are, where scaling would not help; else empty.
     """
-    rows = np.arange(len(labels))
 
-    def loss(log_temperature: float) -> float:
-        return -float(log_probabilities(logits, float(np.exp(log_temperature)))[rows, labels].mean())
+    temperature: float
+    fit_images: int
+    fit_mistakes: int
+    raw: str = ""
 
-    found: Any = optimize.minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded")
-    return float(np.exp(found.x))
+    def as_dict(self) -> dict[str, Any]:
+        """For result.json."""
+        return dataclasses.asdict(self)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Temperature:
+    """The most probable temperature of logits `[N, outputs]` with labels `[N]` (Guo et al. 2017), if scaling helps.
+
+    Before any image is seen, log T is taken for normal around 0 with deviation `PRIOR`. The likelihood is a product
+    over images, in which one that is surely right has next to nothing to say: few images, or few mistakes among them,
+    leave T near 1. Scaling has to help images that it was not fitted on: each is scored at the temperature of all
+    others, and the mean gain has to be above its standard error. Below 1, T takes two mistakes: without any the
+    likelihood rises for ever as T falls, and of a single one nothing is left where that is left out.
+
+    Returns:
+      A temperature from 1/20 to 20; 1, with the reason, where it does not help.
+    """
+    rows, count = np.arange(len(labels)), len(labels)
+    losses = np.stack([-log_probabilities(logits, t)[rows, labels] for t in TEMPERATURES], axis=1)  # [N, temperatures]
+    mistakes = int((log_probabilities(logits).argmax(axis=1) != labels).sum())
+
+    def raw(reason: str) -> Temperature:
+        return Temperature(1.0, count, mistakes, reason)
+
+    if not mistakes:
+        return raw(f"all {count:,} validation images are right, which does not tell how sure to be")
+    cost, one = losses.sum(axis=0) + _prior(TEMPERATURES), len(TEMPERATURES) // 2
+    if mistakes == 1 and cost.argmin() < one:
+        return raw(f"one of {count:,} validation images is wrong, which does not tell how much surer to be")
+    gain = losses[:, one] - losses[rows, (cost - losses).argmin(axis=1)]
+    if count < 2 or gain.mean() <= gain.std(ddof=1) / np.sqrt(count):
+        return raw(f"fitted on {count:,} validation images, {mistakes:,} of them wrong, it does not help others")
+    near = TEMPERATURES[np.clip(cost.argmin() + np.array([-1, 1]), 0, len(TEMPERATURES) - 1)]
+
+    def exact(log_t: float) -> float:
+        return -float(log_probabilities(logits, np.exp(log_t))[rows, labels].sum()) + float(_prior(np.exp(log_t)))
+
+    found: Any = optimize.minimize_scalar(exact, bounds=tuple(np.log(near)), method="bounded")
+    return Temperature(float(np.exp(found.x)), count, mistakes)
+
+
+def _prior(temperature: Any) -> Any:
+    return np.log(temperature) ** 2 / (2 * PRIOR**2)
 
 
 def select(found: np.ndarray, how: str, *, share: float = 1.0, threshold: float = 0.95, seed: int = 0) -> np.ndarray:

@@ -181,7 +181,7 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     With a growing number of images (`top`, `top_per_class`), round r of R gets r/R of `semi.share`.
     """
     s, file = config.semi, workdir / f"round-{number - 1}" / PREDICTIONS
-    (names, logits), temperature = answers_of(file, "unlabelled_names", "unlabelled_logits"), 1.0
+    (names, logits), fitted = answers_of(file, "unlabelled_names", "unlabelled_logits"), {"temperature": 1.0}
     asked = {listed.source.names[i] for i in listed.splits["unlabelled"]}
     if not set(names.tolist()) <= asked or logits.shape != (
         len(names),
@@ -193,8 +193,8 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
         raise UserError(f"round {number - 1} answers with numbers that are not finite: its training has diverged; "
                         "lower optimizer.lr")  # fmt: skip
     if s.calibrate:
-        temperature = labelling.fit_temperature(*answers_of(file, "val_logits", "val_labels"))
-    found = labelling.log_probabilities(logits, temperature)
+        fitted = labelling.fit_temperature(*answers_of(file, "val_logits", "val_labels")).as_dict()
+    found = labelling.log_probabilities(logits, fitted["temperature"])
     options = {"share": s.share * number / s.rounds, "threshold": s.threshold, "seed": config.seed}
     chosen = labelling.select(found, s.select, **options)
     soft, hard = np.exp(found[chosen]).astype(np.float32), found[chosen].argmax(1).astype(np.int32)
@@ -204,7 +204,7 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     together()
     truth = dict(zip(listed.source.names, listed.truth, strict=True))
     told = labelling.tell(found, chosen, np.array([truth[name] for name in names]), listed.source.classes)
-    return {"temperature": temperature, **told}
+    return {**fitted, **told}
 
 
 def passed_on(workdir: Path, number: int) -> Record:
@@ -283,12 +283,18 @@ def print_rounds(console: Console, rounds: list[Record], without: Mapping[str, S
             if one[name] is not None
         }
 
-    console_lib.print_table(console, "Rounds", [row(one) for one in rounds])
+    chose = any((one["validation"] or {}).get("chose_epoch") for one in rounds)
+    title = "Rounds, each at its best epoch, which the validation images chose" if chose else "Rounds"
+    console_lib.print_table(console, title, [row(one) for one in rounds])
     for name in ("validation", "test"):
         if unseen := console_lib.unseen_words(without, name):
             console.print(unseen, markup=False)
     for entry in without_labels(rounds):
         console.print(f"warning: {entry['message']}")
+    for one in rounds[1:]:
+        if "fit_images" in (one["labels"] or {}):  # semi.calibrate
+            how = console_lib.fit_in_words(one["labels"])
+            console.print(f"labels of round {one['round']}: their teacher's {how}", markup=False)
     for one in rounds[1:] if rounds[-1]["teacher"] else ():
         words = "of its teacher's {mistakes:,} mistakes on the test images {repeated:,} repeated, {mended:,} mended"
         console.print(f"student {one['round']}: {words}; {{new:,}} new".format(**one["teacher"]))

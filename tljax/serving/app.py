@@ -19,6 +19,8 @@ from starlette.staticfiles import StaticFiles
 
 from tljax.classifier import Classifier
 from tljax.data.reading import Unreadable
+from tljax.evaluation import chose_epoch
+from tljax.report.console import fit_in_words
 from tljax.report.html import make_templates
 from tljax.serving.desk import Busy, Desk
 from tljax.serving.guards import Rate, SafeHeaders, SameOrigin
@@ -80,6 +82,7 @@ class Accuracy(BaseModel):
     seen: int
     interval95: tuple[float, float] = Field(description="of the share, by Wilson")
     without: list[str] = Field(description="classes that none of these images is of: it says nothing of them")
+    chose_epoch: bool = Field(description="whether these images chose the epoch, so that the share is high by that")
 
 
 class Model(BaseModel):
@@ -90,6 +93,7 @@ class Model(BaseModel):
     classes: list[str]
     accuracy: Accuracy | None
     temperature: float = Field(description="that the logits are divided by; 1: not calibrated")
+    calibration: str = Field(description="what the temperature was fitted on, or why it is 1")
     side: int = Field(description="pixels of the square that the network sees")
     top: int = Field(description="classes per picture, unless a request says otherwise")
     most_bytes: int = Field(description="of a request's body")
@@ -228,14 +232,18 @@ def about(classifier: Classifier, limits: Limits) -> Model:
     images = next((split for split in ("test", "validation") if result.get(split)), "")
     found = result.get(images)
     without = result.get("without_images", {}).get(images, [])
+    accuracy = None
+    if found:
+        counts = {name: found[name] for name in ("correct", "seen", "interval95")}
+        chose = images == "validation" and chose_epoch(result)
+        accuracy = Accuracy(images=images, without=without, **counts, chose_epoch=chose)
     return Model(
         name=classifier.workdir.absolute().name,
         network=result["config"]["model"]["name"],
         classes=list(classifier.classes),
-        accuracy=Accuracy(images=images, without=without, **{k: found[k] for k in ("correct", "seen", "interval95")})
-        if found
-        else None,
+        accuracy=accuracy,
         temperature=classifier.temperature,
+        calibration=fit_in_words(classifier.fitted),
         side=classifier.preprocessing.crop,
         top=min(limits.top, len(classifier.classes)),
         most_bytes=limits.most_bytes,

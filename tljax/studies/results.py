@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tljax.errors import UserError
-from tljax.finish import PREDICTIONS, SPLITS
+from tljax.finish import PREDICTIONS, SPLITS, merit
 from tljax.losses import predictions, wilson_interval
 from tljax.studies import statistics
 from tljax.studies.jobs import Job, Run
@@ -254,9 +254,9 @@ def _searched(run: Run) -> str:
     return ", ".join(told) or run.cell
 
 
-def _validated(found: Found) -> float:
+def _validated(found: Found) -> tuple[float, float]:
     """By what a search chooses: validation, and where a report looked at the test images instead, those."""
     validation = found.result["validation"]
     if validation is not None:
-        return validation["accuracy"]
-    return found.result["best_by_test"]["accuracy"] if "best_by_test" in found.result else 0.0
+        return merit(validation["accuracy"], validation.get("loss"), found.result["config"]["select"])
+    return (found.result["best_by_test"]["accuracy"] if "best_by_test" in found.result else 0.0), 0.0

@@ -15,10 +15,11 @@ async function introduce() {
   $("name").textContent = model.name;
   const a = model.accuracy;
   const right = a && ` ${percent(a.correct / a.seen)} right on ${a.seen.toLocaleString("en")} ${a.images} images`
+    + (a.chose_epoch ? ", which chose the epoch," : "")
     + ` (95% interval ${percent(a.interval95[0])} to ${percent(a.interval95[1])})`
     + (a.without.length ? `, none of them of ${a.without.slice(0, 5).join(", ")}${a.without.length > 5 ? ", …" : ""}.` : ".");
   $("facts").textContent = `${model.network}, ${model.classes.length} classes.${right || ""}`
-    + (model.temperature === 1 ? " Its probabilities are not calibrated." : "");
+    + ` Calibration: ${model.calibration}.`;
 }
 
 async function ask(blob, name, of = null) {
