@@ -20,7 +20,7 @@ SIZE = {"resize": 40, "size": 32}
 
 @pytest.fixture(scope="module")
 def config(photos):
-    return tljax.config({"source": f"folder:{photos}", **SIZE}, **SMALL)
+    return tljax.config({"source": f"folder:{photos}", **SIZE}, select="validation", **SMALL)
 
 
 @pytest.fixture(scope="module")
