@@ -50,8 +50,27 @@ def test_views_are_kept_while_they_fit():
 def test_the_rate_of_a_new_head_follows_what_it_sees():
     rates = [chosen(Facts(100, 0, kept="head", view_bytes=9, strength=s))["optimizer.lr"] for s in (30, 900, 5800)]
     assert rates == [0.1, 0.003, 0.0005]
-    deep = chosen(Facts(100, 0, kept="layer4", view_bytes=9, strength=900))
-    assert (deep["optimizer.lr"], deep["optimizer.lr_groups"]) == (1e-4, "head:0.003")
+    deep = Facts(100, 0, kept="layer4", view_bytes=9, trained=("layer4", "head"), strength=900)
+    values = chosen(deep)
+    assert (values["optimizer.lr"], values["optimizer.lr_groups"]) == (1e-4, "head:0.003")
+    for stands in (
+        {"optimizer.lr": 0.5},
+        {"population.lr": (1e-5, 1e-2)},
+    ):  # a rate that a user gives is the head's, too
+        opened = [name for name in OPEN if name not in stands]
+        assert chosen(deep, opened=opened, **stands)["optimizer.lr_groups"] == ""
+    old_head = Facts(100, 0, kept="layer4", view_bytes=9, trained=("layer4", "head"), new_head=False, strength=900)
+    assert chosen(old_head)["optimizer.lr_groups"] == ""
+
+
+def test_what_goes_through_the_whole_network_gets_few_updates():
+    facts = Facts(200, 0, kept="head", view_bytes=1024)
+    opened = [name for name in OPEN if name != "cache.views"]
+    assert updates(chosen(facts, opened=opened, **{"cache.views": 0}), 200) == 300
+    assert updates(chosen(facts, **{"cache.features": "off"}), 200) == 300
+    assert updates(chosen(facts), 200) == 1000
+    norms = Facts(200, 0, kept=None, trained=("head",))  # batch norms move, so that nothing is kept
+    assert (updates(chosen(norms), 200), chosen(norms)["optimizer.lr_groups"]) == (300, "")
 
 
 def test_validation_chooses_where_it_can_tell_epochs_apart():
@@ -61,7 +80,7 @@ def test_validation_chooses_where_it_can_tell_epochs_apart():
 
 
 def test_what_a_user_sets_stands():
-    values = chosen(Facts(100, 0, kept="head", view_bytes=9), opened=("epochs",), epoch_steps=7)
+    values = chosen(Facts(100, 0, kept="head", view_bytes=9), opened=("epochs", "cache.views"), epoch_steps=7)
     assert values["epochs"] == -(-1000 // 7)
     config = tljax.config("shapes:target", weights=None, train="all", epochs=3, lr=0.5)
     filled, choices = choose(config)
@@ -76,8 +95,9 @@ def test_nothing_open_is_nothing_chosen(photos):
 
 
 def test_phases_and_unlabelled_images_keep_the_usual_values():
-    filled, _ = choose(tljax.config("shapes:target", weights=None, phases="all@2; head@3@1e-4"))
+    filled, choices = choose(tljax.config("shapes:target", weights=None, phases="all@2; head@3@1e-4"))
     assert (filled.epochs, filled.cache.views, filled.select) == (5, 0, "validation")
+    assert [choice.reason for choice in choices if choice.field == "epochs"] == ["what transfer.phases add up to"]
     filled, _ = choose(tljax.config("shapes:target", weights=None, train="all", labels="10%", method="fixmatch"))
     assert (filled.epochs, filled.optimizer.lr) == (10, 1e-3)
 
@@ -118,5 +138,6 @@ def test_what_was_chosen_stays_when_a_run_goes_on(photos, finished, tmp_path, mo
     tiny.interrupted_after(config, parts, 7, monkeypatch)
     assert runs.run(config, parts, console=Console(quiet=True))["history"] == undisturbed["history"]
     assert choose(config, parts)[0].to_dict() == undisturbed["config"]
+    assert choose(with_fields(config, {"select": "last"}), parts)[0].to_dict() == undisturbed["config"]
     other = with_fields(config, {"seed": 1})
     assert choose(other, parts)[0].seed == 1

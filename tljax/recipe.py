@@ -25,7 +25,7 @@ from tljax.fields import source_of, with_fields
 from tljax.models import init_variables
 from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded, no_weights
 from tljax.transfer.plan import prefix_end, read_groups
-from tljax.workdir import CONFIG, FREE, flatten, write_json, write_whole
+from tljax.workdir import CONFIG, FREE, PLACES, flatten, write_json, write_whole
 
 DEFAULTS: dict[str, Any] = {
     "cache.views": 0, "model.head_init": "torch", "optimizer.lr": 1e-3, "optimizer.lr_groups": "",
@@ -66,6 +66,8 @@ class Facts:
       kept: the stage that ends what never changes, so that its features can be kept; None where all changes.
       view_bytes: of one view's features there.
       random: whether two views of an image can differ.
+      trained: the groups that train, in part or whole.
+      new_head: whether the head starts from random numbers.
       strength: what the head sees of an image, summed over its features (in each place of a map, on average); None
         where it was not looked at.
     """
@@ -75,6 +77,8 @@ class Facts:
     kept: str | None = None
     view_bytes: int = 0
     random: bool = True
+    trained: tuple[str, ...] = ("head",)
+    new_head: bool = True
     strength: float | None = None
 
 
@@ -109,10 +113,10 @@ def _choose(filled: Any, opened: Sequence[str], *, look: bool) -> tuple[Choice, 
     if phases or filled.semi.method != "none":
         name = "transfer.phases" if phases else "semi.method"
         values = DEFAULTS | ({"epochs": _epochs_of(phases)} if phases else {})
-        return tuple(Choice(field, values[field], f"as ever with {name}") for field in opened)
-    return tuple(
-        choice for choice in choices_for(filled, facts_of(filled, look=look), opened) if choice.field in opened
-    )
+        why = {"epochs": "what transfer.phases add up to"} if phases else {}
+        return tuple(Choice(field, values[field], why.get(field, f"as ever with {name}")) for field in opened)
+    choices = choices_for(filled, facts_of(filled, look=look), opened)
+    return tuple(choice for choice in choices if choice.field in opened)
 
 
 def _epochs_of(phases: Sequence[str]) -> int:
@@ -125,12 +129,13 @@ def _chosen_before(given: Mapping[str, Any], opened: Sequence[str], workdir: Pat
     """What a run of the same config in this folder has chosen; nothing where there is none, or another."""
     try:
         config = flatten(json.loads((workdir / CONFIG).read_bytes()))
-        choices = tuple(Choice(**choice) for choice in json.loads((workdir / CHOICES).read_bytes()))
+        choices = [Choice(**choice) for choice in json.loads((workdir / CHOICES).read_bytes())]
     except (OSError, ValueError, TypeError, AttributeError):
         return ()
     asked = flatten(json.loads(json.dumps(given)))
-    same = all(asked[name] == config.get(name) for name in asked if name not in (*opened, *FREE))
-    return choices if same and [choice.field for choice in choices] == opened else ()
+    same = all(asked[name] == config.get(name) for name in asked if name not in (*opened, *FREE, *PLACES))
+    found = tuple(choice for choice in choices if choice.field in opened)  # what was chosen may have been set since
+    return found if same and [choice.field for choice in found] == opened else ()
 
 
 def write_choices(workdir: Path, config: Any, choices: Sequence[Choice]) -> None:
@@ -161,7 +166,10 @@ def facts_of(config: Any, *, look: bool = True) -> Facts:
         one = jax.eval_shape(lambda v: model.apply(v, jnp.zeros((1, side, side, 3)), end=end), drawn.shapes)
         view = one.size * one.dtype.itemsize
     strength = None if not look or no_weights(config.model.weights) else _strength(config, listed, drawn)
-    return Facts(len(splits["train"]), len(splits.get("val", ())), end, view, augmentation(config).random, strength)
+    return Facts(
+        len(splits["train"]), len(splits.get("val", ())), end, view, augmentation(config).random,
+        tuple(group.name for group in plan.groups if group.trainable), plan.groups[-1].fresh, strength,
+    )  # fmt: skip
 
 
 def _strength(config: Any, listed: Listed, drawn: Outline) -> float:
@@ -206,8 +214,8 @@ def choices_for(config: Any, facts: Facts, opened: Sequence[str]) -> Iterator[Ch
     views = _views(config, facts)
     yield views
     yield Choice("model.head_init", "normal", "small weights leave no class dead behind a ReLU")
-    yield from _rates(config, facts)
-    yield from _length(config, facts, opened)
+    yield from _rates(config, facts, opened)
+    yield from _length(config, facts, opened, views.value if "cache.views" in opened else config.cache.views)
     yield _selection(facts)
 
 
@@ -225,32 +233,46 @@ def _views(config: Any, facts: Facts) -> Choice:
                   f"{facts.kept}, which never change; updates are on their features")  # fmt: skip
 
 
-def _rates(config: Any, facts: Facts) -> Iterator[Choice]:
-    name, scale = config.optimizer.name, SGD if config.optimizer.name == "sgd" else 1.0
+def _rates(config: Any, facts: Facts, opened: Sequence[str]) -> Iterator[Choice]:
+    names = set(config.population.optimizer) or {config.optimizer.name}
+    name = " and ".join(sorted(names))
+    scale = SGD if names == {"sgd"} else 1.0
     if no_weights(config.model.weights):
         yield Choice("optimizer.lr", SCRATCH_RATE * scale, f"{name} on random weights")
         yield Choice("optimizer.lr_groups", "", "one rate for all")
         return
-    if facts.strength and name != "sgd":
+    if not facts.new_head or "head" not in facts.trained:
+        yield Choice("optimizer.lr", DEEP_RATE * scale, f"{name} on pretrained layers, which a higher rate would undo")
+        yield Choice("optimizer.lr_groups", "", "one rate for all")
+        return
+    if facts.strength and names != {"sgd"}:
         head = float(f"{REACH / facts.strength:.0e}")
         why = f"{name} on a new head; its inputs add up to {facts.strength:,.0f}: an update moves a logit by {REACH:g}"
     else:
-        head, why = SCRATCH_RATE * scale, f"{name} on a new head"
-    if facts.kept == "head":
-        yield Choice("optimizer.lr", head, why)
-        yield Choice("optimizer.lr_groups", "", "one group trains")
+        head, why = (
+            SCRATCH_RATE * scale,
+            f"{name} on a new head" + ("" if scale == SGD else "; a run looks at images first, which may change it"),
+        )
+    alone = facts.trained == ("head",)
+    if alone or config.population.lr or "optimizer.lr" not in opened:
+        whose = "population.lr has the rates" if config.population.lr else "optimizer.lr is yours"
+        yield Choice("optimizer.lr", head, whose if config.population.lr else why)
+        yield Choice("optimizer.lr_groups", "", "one group trains" if alone else f"{whose}, and of all groups")
     else:
         yield Choice("optimizer.lr", DEEP_RATE * scale, f"{name} on pretrained layers, which a higher rate would undo")
         yield Choice("optimizer.lr_groups", f"head:{head:g}", why)
 
 
-def _length(config: Any, facts: Facts, opened: Sequence[str]) -> Iterator[Choice]:
+def _length(config: Any, facts: Facts, opened: Sequence[str], views: int) -> Iterator[Choice]:
     """How many updates, at rates that end at 0, and how often a run stops among them to validate and save."""
+    kept = config.cache.features != "off" and not config.augment.copies and (views or not facts.random)
     per_pass = num_batches(facts.train * (1 + config.augment.copies), min(config.batch_size, facts.train))
     if no_weights(config.model.weights):
         updates, why = SCRATCH_EPOCHS * per_pass, "random weights take long"
-    elif facts.kept != "head":
+    elif facts.trained != ("head",):
         updates, why = DEEP_EPOCHS * per_pass, "pretrained layers take few passes"
+    elif facts.kept != "head" or not kept:
+        updates, why = DEEP_EPOCHS * per_pass, "each takes images through the whole network"
     elif facts.view_bytes <= CHEAP_BYTES:
         updates, why = max(CHEAP_UPDATES, VIEWS * per_pass), "on kept features of this size they cost next to nothing"
     else:
@@ -260,18 +282,15 @@ def _length(config: Any, facts: Facts, opened: Sequence[str]) -> Iterator[Choice
     if {"epochs", "epoch_steps"} <= {*opened} and updates > STOPS * per_pass:
         steps = -(-updates // STOPS)
     epochs = -(-updates // (steps or per_pass))
-    yield Choice("epochs", epochs, f"{epochs * (steps or per_pass):,} updates: {why}")
+    unit = f"epochs of {steps} updates" if steps else "passes"
+    yield Choice("epochs", epochs, f"{epochs} {unit}, {epochs * (steps or per_pass):,} updates in all: {why}")
     yield Choice("epoch_steps", steps, f"updates between two looks at validation; a pass has {per_pass}" if steps
                  else f"each is a pass of {per_pass} updates")  # fmt: skip
-    yield Choice("schedule.name", "cosine", "the last epoch is the one that is tested, and ends at a rate of 0")
+    yield Choice("schedule.name", "cosine", "rates fall to 0 by the last update")
 
 
 def _selection(facts: Facts) -> Choice:
     if facts.val >= ENOUGH:
         return Choice("select", "validation", f"{facts.val:,} validation images tell epochs apart")
-    why = (
-        f"{facts.val} validation images would pick the luckiest epoch"
-        if facts.val
-        else "there are no validation images"
-    )
-    return Choice("select", "last", why)
+    few = f"{facts.val} validation images would pick the luckiest epoch"
+    return Choice("select", "last", few if facts.val else "there are no validation images")
