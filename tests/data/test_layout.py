@@ -120,6 +120,11 @@ def test_names_with_a_split_in_them_are_no_splits_if_they_do_not_agree(tmp_path)
         (files(["images", "segmentations"], CLASSES), "is folder:.*images meant"),
         (files("a/a", CLASSES) + files("b"), "is folder:.*a/a meant"),
         (files("all/of/it", CLASSES), "only one class, 'all', .*is folder:.*all/of/it meant"),
+        (
+            files(["train_old", "train_new", "test"], CLASSES),
+            "data.train=train_new,train_old data.test=test if they are",
+        ),
+        (files(["fold1", "fold2", "fold3"], CLASSES), "data.train=FOLDER data.test=FOLDER if they are splits"),
         (files(["rps-test-set", "rps-validation"], CLASSES), "no train; .* data.validation=rps-validation"),
     ],
 )
@@ -140,6 +145,12 @@ def test_folders_can_be_named_one_by_one(tmp_path):
     assert source.names[source.splits["val"][0]] == "val:alpha/cat/1.png"
     assert len(set(source.names)) == len(source.names)
     assert all(source.read(i) == b"?" for i in range(len(source)))
+
+
+def test_a_named_folder_has_class_folders_in_it(tmp_path):
+    names = files(["p", "q"], CLASSES)
+    with pytest.raises(UserError, match=r"data.test names 'q/cat' of '.*', which has 2 images and no class folders"):
+        read(tmp_path, names, named={"train": "p", "test": "q/cat"})
 
 
 def test_what_is_not_named_is_as_the_folder_has_it(tmp_path):

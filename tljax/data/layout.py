@@ -29,6 +29,7 @@ _SHORT = {"tr": "train", "va": "val", "vl": "val", "te": "test", "ts": "test"}
 _PLAIN_WORDS = """set sets data dataset datasets image images img imgs pic pics picture pictures photo photos folder
     folders dir split splits sample samples part the of for"""
 _PLAIN = frozenset(_PLAIN_WORDS.split())
+_NUMBERED = re.compile(r"(?:cv|folds?|parts?|sets?|splits?)[ _.-]*\d+", re.IGNORECASE)  # folders of a cross-validation
 _GLUED = re.compile(r"(.+?)(?:sets?|data|datasets?|images?|imgs?|splits?)")
 
 
@@ -144,6 +145,12 @@ def _as_named(root: Folder, *, path: str, by_folder: bool, named: Mapping[str, s
     places = {folder: (split, "") for folder, split in named.items() if folder != "."}
     if by_folder:
         places = {_inner(root, folder): place for folder, place in places.items()}
+        for folder, (split, _) in places.items():
+            if (here := root.at(folder)) and not here.folders:
+                raise UserError(
+                    f"data.{FIELDS[split]} names {folder!r} of {path!r}, which has {here.total:,} images and no class "
+                    "folders; name the folder that has a folder of each class"
+                )
     if "." in named:
         rest = named["."]
         return Layout(places, rest) if places else Layout()  # the root alone: classes, and no splits
@@ -332,7 +339,8 @@ class _Reader:
                 f"folder:{self.path.rstrip('/')}/{_shown(nested[0].rpartition('/')[0])} meant? Else {_say(nested)}, or "
                 "data.train=. if the first folders are classes"
             )
-        if maybe and alike and len(tops) == 2:
+        numbered = all(_NUMBERED.fullmatch(name) for name in tops)
+        if alike and (numbered or len(maybe) == len(tops) or (maybe and len(tops) == 2)):
             raise UserError(
                 f"the folders {' and '.join(map(repr, sorted(tops)))} of {self.path!r} have the same folders in them "
                 f"({_few(sorted(next(iter(inside.values()))))}); {_say(sorted(tops))} if they are splits, data.train=. "
