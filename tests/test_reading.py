@@ -243,3 +243,11 @@ def test_a_run_of_before_is_read_as_it_was(finished, tmp_path):
     for name in ("16 bits", "32 bits"):
         seen = reading.see(ODD[name].data, result["preprocessing"])
         np.testing.assert_array_equal(seen, reading.see(ODD["gray"].data, result["preprocessing"]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5])
+def test_floats_that_are_no_pixels_are_refused(finished, value):
+    pixels = np.full((40, 40, 3), 0.5, np.float32)
+    pixels[3, 4, 1] = value
+    (answer,) = tljax.predict(finished, pixels)
+    assert "below 0 or not finite" in answer.reason

@@ -110,7 +110,7 @@ def from_array(data: np.ndarray, *, white: int = WHITE, float_white: float | Non
       float_white: of floats.
 
     Raises:
-      Unreadable: another type or shape.
+      Unreadable: another type or shape, or floats that are no pixels.
     """
     kind, shape = data.dtype, data.shape
     size = kind.itemsize  # of either order of bytes
@@ -119,6 +119,10 @@ def from_array(data: np.ndarray, *, white: int = WHITE, float_white: float | Non
         raise Unreadable(f"an array of {kind} {list(shape)}, not uint8 [H, W, 3]")
     if 0 in shape:
         raise Unreadable("a picture without pixels")
+    if kind.kind == "f" and not (np.isfinite(data).all() and data.min() >= 0):
+        raise Unreadable(
+            "floats that are below 0 or not finite; give pixels from 0 up, as they were before normalization"
+        )
     data = data[..., None] if data.ndim == 2 else data
     alpha = data[..., -1:] if data.shape[2] in (2, 4) else None
     picture = _to_rgb(data if alpha is None else data[..., :-1], white, float_white)
