@@ -82,9 +82,15 @@ class Listed:
         ]
 
     def check_trained(self, before: "Listed | None" = None) -> None:
-        """Raises UserError for a class without a training image; `before` is what was listed, had files been read."""
+        """Raises UserError for a class that has images and none to train on.
+
+        A class that a set of TFDS names and has no image of is only noted. `before` is what was listed, had files been read.
+        """
         n = len(self.source.classes)
-        missing = np.flatnonzero(np.bincount(self.truth[self.pool], minlength=n) == 0)
+        there = np.bincount(self.truth[self.truth >= 0], minlength=n)
+        if "test" in self.splits:
+            there = there + self.sealed.count(self.splits["test"], n)
+        missing = np.flatnonzero((np.bincount(self.truth[self.pool], minlength=n) == 0) & (there > 0))
         if not missing.size:
             return
         names = [self.source.classes[i] for i in missing]
