@@ -84,7 +84,8 @@ class Listed:
     def check_trained(self, before: "Listed | None" = None) -> None:
         """Raises UserError for a class that has images and none to train on.
 
-        A class that a set of TFDS names and has no image of is only noted. `before` is what was listed, had files been read.
+        A class that a set of TFDS names and has no image of is only noted. `before` is what was listed, before any file
+        was read.
         """
         n = len(self.source.classes)
         there = np.bincount(self.truth[self.truth >= 0], minlength=n)
