@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from scipy import special
 
+from tljax.errors import shorten
 from tljax.experiment import Experiment
 from tljax.losses import hard
 
@@ -29,6 +30,7 @@ SMALLEST = 1e-3  # a loss below which a gradient of 0 is that of a network that 
 LEVEL = 0.05  # of the test against chance, one-sided
 MISTAKEN = 1 / 40  # how often a network half way between chance and always right may be called a guesser
 DYING = 1e-4  # a factor on the rates that trains nothing
+NAMES = 5  # on a line, at most
 RISEN = 0.5  # what the factor reaches at least in a phase whose warm-up is not too long for it
 
 
@@ -105,7 +107,7 @@ class Diagnostics:
                 continue
             self.told.append(entry["kind"])
             members = [f"{m:03} ({dict(self.x.members[m].settings)})" for m in entry["members"]]
-            which = f"member{'s' * (len(members) > 1)} {several(members)}: " if self.x.population else ""
+            which = f"member{'s' * (len(members) > 1)} {shorten(members, NAMES)}: " if self.x.population else ""
             self.console.print(f"warning: {which}{entry['message']}", markup=False)
 
     def stepped(self, found: Iterable[Mapping[str, Any]], phase: int) -> None:
@@ -142,7 +144,7 @@ class Diagnostics:
         if not set(dead) - set(vitals.said.get("dead_classes", {}).get("classes", ())):
             return
         rate = self.x.plans[m][phase].groups[-1].lr
-        which = "all classes" if every else f"class{'es' * (len(dead) > 1)} {several(dead)}"
+        which = "all classes" if every else f"class{'es' * (len(dead) > 1)} {shorten(dead, NAMES)}"
         self.note(
             m, "dead_classes",
             f"{which}: the head puts out 0 for every image (a dead ReLU), so {'nothing' if every else 'they'} "
@@ -158,8 +160,9 @@ class Diagnostics:
             return
         self.note(
             m, "no_gradient",
-            f"the gradient of {several(still)} is 0, though the loss is {vitals.last[-1]:.2f}: nothing is learned "
-            "there; lower optimizer.lr, or start from other weights (model.weights, transfer.fresh, transfer.seed)",
+            f"the gradient of {shorten(still, NAMES)} is 0, though the loss is {vitals.last[-1]:.2f}: nothing is "
+            "learned there; lower optimizer.lr, or start from other weights (model.weights, transfer.fresh, "
+            "transfer.seed)",
             groups=still,
         )  # fmt: skip
 
@@ -227,11 +230,6 @@ class Diagnostics:
         )  # fmt: skip
 
 
-def several(names: Sequence[str]) -> str:
-    """'a, b', and of more than five 'a, b, c, d, e and 3 more'."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-
-
 def constant_loss(targets: np.ndarray, classes: int, smoothing: float) -> float:
     """The mean loss of the best answer that is one for all images: the entropy of the classes.
 
@@ -286,8 +284,8 @@ def doubts(x: Experiment, known: np.ndarray, m: int) -> Iterable[tuple[str, str,
     elif lost:
         yield (
             "no_images",
-            f"class{'es' * (len(lost) > 1)} {several(lost)}: no training image, so no image will be taken for one; "
-            "give another data.split or data.labels, or data.stratify=True",
+            f"class{'es' * (len(lost) > 1)} {shorten(lost, NAMES)}: no training image, so no image will be taken for "
+            "one; give another data.split or data.labels, or data.stratify=True",
             {"classes": lost},
         )
     if x.model.rectified and x.model.num_classes == 1:

@@ -1,5 +1,7 @@
 """The one error that a user's input can cause, and how errors are told."""
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """Something the user gave does not fit.
@@ -12,3 +14,13 @@ class UserError(ValueError):
 def one_line(error: BaseException | str) -> str:
     """What an error says, without line breaks."""
     return " ".join(str(error).split())
+
+
+def shown(name: str) -> str:
+    """A name on one line: as it is, or what cannot be printed escaped."""
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
+def shorten(parts: Sequence[str], limit: int) -> str:
+    """'a, b', and of more than `limit` 'a, b and 3 more'."""
+    return ", ".join(parts[:limit]) + (f" and {len(parts) - limit} more" if len(parts) > limit else "")

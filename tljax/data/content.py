@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tljax import workdir as folders
-from tljax.data.load import Data, open_data
+from tljax.data.load import Data, few, open_data
 from tljax.data.pixels import content_of
 from tljax.errors import UserError
 
@@ -87,14 +87,9 @@ def _compare(spec: str, kept: Mapping[str, bytes], now: Mapping[str, bytes]) -> 
         "gone": [name for name in kept if name not in now],
         "new": [name for name in now if name not in kept],
     }
-    told = "; ".join(f"{words}: {_some(names)}" for words, names in found.items() if names)
+    told = "; ".join(f"{words}: {few(sorted(names), _EXAMPLES)}" for words, names in found.items() if names)
     if told:
         raise UserError(
             f"the images of {spec} have changed since this run began: it may have trained on what it would test on "
             f"({told}); put them back, or give another --workdir, or --overwrite"
         )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _EXAMPLES:,} more" if len(names) > _EXAMPLES else ""
-    return ", ".join(map(repr, sorted(names)[:_EXAMPLES])) + more

@@ -12,7 +12,7 @@ import numpy as np
 
 from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, understand
 from tljax.data.source import Source
-from tljax.errors import UserError
+from tljax.errors import UserError, shorten
 from tljax.workdir import wrote
 
 # What systems leave behind in folders; files whose names begin with a dot, and such folders, are ignored as well.
@@ -151,7 +151,7 @@ def open_folder(
         raise UserError(f"only one class, {classes[0]!r}, in {str(path)!r}; {hint}")
 
     if pattern is None and (empty := _without_images(skipped, layout, {cls for _, cls, _ in rows})):
-        words = ", ".join(map(repr, empty[:4])) + (f" and {len(empty) - 4} more" if len(empty) > 4 else "")
+        words = shorten([repr(name) for name in empty], 4)
         notes.append(f"no images in {words}: no {'class' if len(empty) == 1 else 'classes'}")
     for cls in classes:
         if is_split_name(cls) and not any(repr(cls) in note for note in notes):

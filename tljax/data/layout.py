@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
-from tljax.errors import UserError
+from tljax.errors import UserError, shorten, shown
 
 FIELDS = {"train": "train", "val": "validation", "test": "test"}
 """The splits, and the fields under `data` that name their folders; `data.val` is a share."""
@@ -251,7 +251,7 @@ class _Reader:
                 return Layout({prefix + place: (group[name], "") for name, place in places.items()})
             raise UserError(
                 f"{self.path!r} has {_few(names)}, but no class folders in {training!r}; put its images in "
-                f"{_shown(training)}/CLASS/..., or say data.train=. if all its folders are classes"
+                f"{shown(training)}/CLASS/..., or say data.train=. if all its folders are classes"
             )
         notes += [
             f"{name!r} has no class folders: its {here.folders[name].total:,} images have no labels and are left out"
@@ -300,7 +300,7 @@ class _Reader:
         if len(common) > 1 and (len(split) > 1 or len(root.folders) > 1):
             raise UserError(
                 f"{self.path!r} has {_few(map(repr, split))}, with {of_first} in it, and these have "
-                f"{_few(sorted(common))}; is folder:{self.path.rstrip('/')}/{_shown(first)} meant? "
+                f"{_few(sorted(common))}; is folder:{self.path.rstrip('/')}/{shown(first)} meant? "
                 f"Else {_say(f'{first}/{part}' for part in sorted(inner[first]))}"
             )
         without = sorted(name for name, places in inner.items() if not places)
@@ -336,7 +336,7 @@ class _Reader:
         if nested := self.nested(root):
             raise UserError(
                 f"{self.path!r} has splits within a folder, {_few(nested)}; is "
-                f"folder:{self.path.rstrip('/')}/{_shown(nested[0].rpartition('/')[0])} meant? Else {_say(nested)}, or "
+                f"folder:{self.path.rstrip('/')}/{shown(nested[0].rpartition('/')[0])} meant? Else {_say(nested)}, or "
                 "data.train=. if the first folders are classes"
             )
         numbered = all(_NUMBERED.fullmatch(name) for name in tops)
@@ -356,7 +356,7 @@ class _Reader:
             place = deeper[around[0]]
             raise UserError(
                 f"{self.path!r} has {place!r} with {_few(sorted(below[around[0]]))} in it; is "
-                f"folder:{self.path.rstrip('/')}/{_shown(place)} meant? Say data.train=. if "
+                f"folder:{self.path.rstrip('/')}/{shown(place)} meant? Say data.train=. if "
                 f"{_few(map(repr, sorted(tops)))} are the classes"
             )
         for name in looks:
@@ -365,7 +365,7 @@ class _Reader:
                 which = split_in(name).split  # type: ignore[union-attr]
                 raise UserError(
                     f"{self.path!r} has {name!r} with {_few(map(repr, both))} in it, which lie beside it, too; say "
-                    f"data.{FIELDS[which]}={_shown(name)}" + ("" if which == "train" else " (the rest is then train)")
+                    f"data.{FIELDS[which]}={shown(name)}" + ("" if which == "train" else " (the rest is then train)")
                     + ", or data.train=. if all are classes"
                 )  # fmt: skip
             lone = len(inside[name]) > 1 and not any(inside[other] for other in tops if other != name)
@@ -391,16 +391,10 @@ def _say(names: Iterable[str]) -> str:
     given: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for name in names:
         if named := split_in(name.split("/")[-1]):
-            given[named.split].append(_shown(name))
+            given[named.split].append(shown(name))
     words = {split: ",".join(folders) or "FOLDER" for split, folders in given.items() if folders or split != "val"}
     return "say " + " ".join(f"data.{FIELDS[split]}={folder}" for split, folder in words.items())
 
 
-def _shown(name: str) -> str:
-    """A name on one line."""
-    return name if name.isprintable() else repr(name)[1:-1]
-
-
 def _few(words: Iterable[str], most: int = 4) -> str:
-    listed = [_shown(word) for word in words]
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+    return shorten([shown(word) for word in words], most)

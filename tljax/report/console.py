@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from tljax.errors import UserError
+from tljax.errors import UserError, shorten, shown
 from tljax.guest import importing
 
 
@@ -55,7 +55,7 @@ def image_words(images: Mapping[str, int], classes: Sequence[str], counts: Mappi
     total = [sum(of_each) for of_each in zip(*counts.values(), strict=True)]
 
     def told(c: int) -> str:
-        return f"{_on_a_line(classes[c])} ({', '.join(f'{split} {counts[split][c]:,}' for split in counts)})"
+        return f"{shown(classes[c])} ({', '.join(f'{split} {counts[split][c]:,}' for split in counts)})"
 
     smallest, largest = (pick(range(len(total)), key=total.__getitem__) for pick in (min, max))
     return f"{words}; the smallest class is {told(smallest)}, the largest {told(largest)}"
@@ -66,13 +66,8 @@ def class_rows(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> l
     if len(classes) > MOST_CLASSES:
         return []
     return [
-        {"class": _on_a_line(name)} | {split: f"{counts[split][c]:,}" for split in counts}
-        for c, name in enumerate(classes)
+        {"class": shown(name)} | {split: f"{counts[split][c]:,}" for split in counts} for c, name in enumerate(classes)
     ]
-
-
-def _on_a_line(name: str) -> str:
-    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def unseen_words(without: Mapping[str, Sequence[str]], split: str) -> str:
@@ -85,8 +80,7 @@ def unseen_words(without: Mapping[str, Sequence[str]], split: str) -> str:
     names = without.get(split, ())
     if not names:
         return ""
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return f"no {split} images of {', '.join(map(repr, names[:5]))}{more}"
+    return f"no {split} images of {shorten([repr(name) for name in names], 5)}"
 
 
 class Advance(Protocol):

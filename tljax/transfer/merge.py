@@ -10,7 +10,7 @@ import numpy as np
 
 from tljax.convert.names import flatten, nest
 from tljax.convert.safe_pickle import shown
-from tljax.errors import UserError
+from tljax.errors import UserError, shorten
 
 Path = tuple[str, ...]
 GroupOf = Callable[[tuple[str, ...]], str]
@@ -63,7 +63,7 @@ class MergeReport:
         lists = {
             "missing": self.brief(self.missing),
             "unexpected": self.brief(self.unexpected),
-            "wrong shape": shorten(odd),
+            "wrong shape": shorten(odd, SHOWN),
             "deliberately not loaded": self.brief(self.fresh),
         }
         line = "; ".join(f"{kind}: {paths or 'none'}" for kind, paths in lists.items())
@@ -87,10 +87,6 @@ class MergeReport:
             ],
             limit=6,
         )
-
-
-def shorten(parts: Sequence[str], limit: int = SHOWN) -> str:
-    return ", ".join(parts[:limit]) + (f" and {len(parts) - limit} more" if len(parts) > limit else "")
 
 
 def compare(
