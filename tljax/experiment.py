@@ -396,7 +396,7 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
             f"say transfer.fresh=head"
         )
 
-    resize = d.resize or round(d.size * weights.resize / weights.crop)  # the same share of the picture at any size
+    resize = d.resize or weights.short_side(d.size)
     with console_lib.progress_bar(console, "decoding") as advance:
         data = decode_data(d, listed, resize=resize, workdir=workdir, progress=advance)
     counts = {split: count.tolist() for split, count in data.counts.items()}

@@ -108,8 +108,7 @@ def run(
             stack.enter_context(folders.locked(workdir))
             folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
             folders.claim(workdir, config.to_dict(), overwrite=overwrite)
-            if choices:
-                write_choices(workdir, config, choices)
+            write_choices(workdir, config, choices)
             content.keep(decoded or workdir, config.data, experiment.data)
             if config.pictures:
                 experiment.save_augmented(workdir / "augmented.png")

@@ -76,8 +76,7 @@ def run(
                 stack.enter_context(folders.locked(workdir))
                 folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
                 folders.claim(workdir, config.to_dict(), overwrite=overwrite)
-                if choices:
-                    write_choices(workdir, config, choices)
+                write_choices(workdir, config, choices)
 
         results = []
         for number in range(config.semi.rounds + 1):

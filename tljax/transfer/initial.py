@@ -30,6 +30,10 @@ class Weights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def short_side(self, size: int) -> int:
+        """What pictures are resized to, so that a square of `size` pixels shows the share of them that `crop` does."""
+        return round(size * self.resize / self.crop)
+
 
 def no_weights(text: str | None) -> bool:
     """Whether `config.model.weights` asks for random weights."""
