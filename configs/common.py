@@ -64,9 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.width = placeholder(int)  # channels of the first convolution: ResNets 64, mini_xception 128
     model.blocks = placeholder(tuple)  # ResNets: blocks per layer
     model.drop = placeholder(float)  # dropout before the head: SqueezeNets 0.5, mini_xception 0.25, ResNets 0
-    model.head_init = (
-        "torch"  # of a new head: torch (uniform, as a layer that is replaced), normal (N(0, 0.01), no bias)
-    )
+    model.head_init = "torch"  # of a new head: torch (uniform, as a replaced layer), normal (N(0, 0.01), no bias)
     model.depth_drop = placeholder(float)  # ResNets: chance that training leaves out the last block; less before it
 
     config.transfer = transfer = ml_collections.ConfigDict()

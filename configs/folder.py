@@ -18,9 +18,6 @@ def get_config():
     # Chosen for the images at hand, see tljax/recipe.py.
     config.epochs, config.epoch_steps, config.select = placeholder(int), placeholder(int), placeholder(str)
     config.optimizer.lr, config.optimizer.lr_groups = placeholder(float), placeholder(str)
-    config.schedule.name, config.cache.views, config.model.head_init = (
-        placeholder(str),
-        placeholder(int),
-        placeholder(str),
-    )
+    config.schedule.name, config.model.head_init = placeholder(str), placeholder(str)
+    config.cache.views = placeholder(int)
     return config

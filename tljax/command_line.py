@@ -121,7 +121,8 @@ def example(value: Any) -> str:
     return f"a value such as {value!r}" if value != () else "values in brackets, such as (0.1, 0.2)"
 
 
-def _field(node: Any, parts: Sequence[str]) -> Any:
+def field_of(node: Any, parts: Sequence[str]) -> Any:
+    """What lies under the parts of a dotted name."""
     for part in parts:
         node = node[part]
     return node
@@ -135,9 +136,9 @@ def _wrong_value(path: str, message: str) -> str:
     from configs import common
 
     parts = found[1].split(".")[1:]
-    node = _field(load_config(path), parts)
+    node = field_of(load_config(path), parts)
     if node is None:  # open, or empty until set
-        node = _field(common.get_config(), parts)
+        node = field_of(common.get_config(), parts)
     if isinstance(node, ConfigDict):
         wanted = f"it has fields of its own: {', '.join(sorted(node))}"
     else:

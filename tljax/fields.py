@@ -1,17 +1,15 @@
 """Configs from Python: fields by name, and the nearest ones of a name that is none."""
 
 import difflib
-import functools
 import importlib
 from collections.abc import Iterable, Mapping
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import common
-from tljax.command_line import example, load_config
+from tljax.command_line import example, field_of, load_config
 from tljax.errors import UserError, one_line
 from tljax.workdir import flatten
 
@@ -48,7 +46,7 @@ def config(
     given: list[tuple[str, Any]] = []
     for name, value in (fields if data is None else {"data": data, **fields}).items():
         path = _path(name, made)
-        node = functools.reduce(getitem, path.split("."), made)
+        node = field_of(made, path.split("."))
         if not isinstance(node, ConfigDict):
             given.append((path, value))
         elif isinstance(value, Mapping):
@@ -57,11 +55,11 @@ def config(
             given.append((f"{path}.{'source' if name == 'data' else 'name'}", value))
     for path, value in given:
         *parts, last = path.split(".")
-        node = functools.reduce(getitem, parts, made)
+        node = field_of(made, parts)
         if last not in node:
             raise _unknown(path, flatten(made.to_dict()))
         if node[last] is None and value is not None:  # open: the usual value has the type
-            node[last] = functools.reduce(getitem, path.split("."), usual)
+            node[last] = field_of(usual, [*parts, last])
         try:
             node[last] = value
         except TypeError:
@@ -74,7 +72,7 @@ def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
     changed: Any = ConfigDict(config.to_dict())
     for name, value in fields.items():
         *path, last = name.split(".")
-        node = functools.reduce(getitem, path, changed)
+        node = field_of(changed, path)
         with node.ignore_type():
             node[last] = value
     return changed.lock()
