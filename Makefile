@@ -11,6 +11,8 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint cons
 PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 # Whole runs of real networks: compiled as users' are, which takes five times as long as what other tests do with.
 OPTIMIZED = TLJAX_TEST_OPTIMIZED=1 $(PYTEST)
+# Where ARGS may have chosen tests of another line: pytest's status 5.
+OR_NONE = || test $$? = 5 -a -n '$(ARGS)'
 FAST = not slow and not real_data and not peer and not studies and not browser and not notebooks
 
 .PHONY: demo test test-one test-devices test-slow test-optimized test-real test-studies test-browser test-notebooks test-peer
@@ -26,7 +28,7 @@ test-one: .venv/installed
 	$(PYTEST) -m '$(FAST) and not devices' $(ARGS)
 
 test-devices: .venv/installed
-	TLJAX_TEST_DEVICES=4 $(PYTEST) -m '$(FAST) and devices' $(ARGS) || test $$? = 5 -a -n '$(ARGS)'  # 5: ARGS has none
+	TLJAX_TEST_DEVICES=4 $(PYTEST) -m '$(FAST) and devices' $(ARGS) $(OR_NONE)
 
 test-slow: .venv/installed
 	$(PYTEST) -m 'slow and not real_data' $(ARGS)
@@ -36,8 +38,10 @@ test-optimized: .venv/installed
 	$(OPTIMIZED) -m '$(FAST) and not devices' tests/test_steps.py tests/data/test_geometry.py tests/data/test_augment.py \
 	  tests/models/test_batch_norm.py $(ARGS)
 
+# In double precision Eigen's convolutions take 7 times as long as what XLA would choose.
 test-real: .venv/installed
-	$(OPTIMIZED) -m 'real_data and not peer' $(ARGS)
+	$(OPTIMIZED) -m 'real_data and not peer and not parity' $(ARGS) $(OR_NONE)
+	TLJAX_TEST_LIBRARIES=xla $(OPTIMIZED) -m parity $(ARGS) $(OR_NONE)
 
 test-studies: .venv/installed
 	TLJAX_STUDIES=$(STUDIES) $(PYTEST) -n 0 -m studies $(ARGS)
@@ -49,7 +53,8 @@ test-notebooks: .venv/docs
 	$(OPTIMIZED) -n 1 -m notebooks $(ARGS)
 
 test-peer: .venv/peer
-	$(OPTIMIZED) -m peer $(ARGS)
+	$(PYTEST) -m 'peer and not real_data' $(ARGS) $(OR_NONE)
+	$(OPTIMIZED) -m 'peer and real_data' $(ARGS) $(OR_NONE)
 
 test-all: test test-slow test-optimized test-real test-studies test-browser test-notebooks test-peer
 

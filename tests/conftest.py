@@ -31,7 +31,7 @@ from tljax.machine import choose_libraries, compile_quickly, forget_programs  # 
 if QUICK:
     os.environ["MALLOC_ARENA_MAX"] = "8"  # for commands: what `tune_cpu` has the C library do compiles more slowly
     compile_quickly()
-else:
+elif os.environ.get("TLJAX_TEST_LIBRARIES") != "xla":
     choose_libraries()
 
 import filelock  # noqa: E402

@@ -30,31 +30,29 @@ MINUTE = 60.0  # in which the others end when one is killed
 
 
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory):
+def overrides(photos):
     """Of runs in double precision: in single, a rounding that turns a ReLU on or off is one of 1e-4 thirty steps on."""
-    root = tmp_path_factory.mktemp("data")
-    tiny.make_folder(root / "photos")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_ENABLE_X64", "1")  # of the commands; without it float64 is refused
-        yield {"data.source": f"folder:{root / 'photos'}", **OVERRIDES}
+        yield {"data.source": f"folder:{photos}", **OVERRIDES}
 
 
-@pytest.fixture(scope="module")
-def alone(overrides, tmp_path_factory):
-    """One process with one device."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
+def train(workdir, overrides):
+    """By the command, in one process with one device."""
     found = commands.run(FOLDER, workdir, overrides)
     assert found.returncode == 0, found.stderr
-    return workdir
 
 
 @pytest.fixture(scope="module")
-def undisturbed(overrides, tmp_path_factory):
+def alone(overrides, once):
+    """One process with one device."""
+    return once("processes-alone", lambda workdir: train(workdir, overrides))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(overrides, once):
     """A run that is long enough to be stopped, but was not."""
-    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    found = commands.run(FOLDER, workdir, overrides | LONGER)
-    assert found.returncode == 0, found.stderr
-    return workdir
+    return once("processes-undisturbed", lambda workdir: train(workdir, overrides | LONGER))
 
 
 def result_of(workdir):
@@ -99,11 +97,10 @@ def test_four_devices(overrides, alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_of_two_devices(overrides, alone, tmp_path, count):
-    check_all_end_well(commands.run_processes(FOLDER, tmp_path / "run", overrides, processes=count, devices=2))
+def test_four_processes_of_two_devices(overrides, alone, tmp_path):
+    check_all_end_well(commands.run_processes(FOLDER, tmp_path / "run", overrides, processes=4, devices=2))
     device = check_alike(tmp_path / "run", alone)["device"]
-    assert (device["processes"], device["count"]) == (count, 2 * count)
+    assert (device["processes"], device["count"]) == (4, 8)
 
 
 @pytest.mark.slow
@@ -139,8 +136,7 @@ def test_two_devices_are_the_same_bit_for_bit_in_one_process_and_in_two(override
 @pytest.mark.slow
 def test_a_teacher_and_its_student_over_two_processes(overrides, tmp_path):
     few = {**overrides, "data.labels": "25%", "semi.method": "pseudo_label"}
-    one = commands.run(FOLDER, tmp_path / "one", few)
-    assert one.returncode == 0, one.stderr
+    train(tmp_path / "one", few)
     check_all_end_well(commands.run_processes(FOLDER, tmp_path / "two", few, processes=2))
     one, two = (result_of(tmp_path / name) for name in ("one", "two"))
     for a, b in zip(one["history"], two["history"], strict=True):

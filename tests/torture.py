@@ -157,7 +157,9 @@ def main(names: Sequence[str]) -> int:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # each run starts many times
     photos = tiny.make_folder(root / "photos")
     cases = [Case(name, root, photos) for name in names or CASES]
+    random.Random(seed).shuffle(cases)  # of few kills, other cases have them each time
     shares = [wanted // len(cases) + (i < wanted % len(cases)) for i in range(len(cases))]
+    cases, shares = cases[:wanted], shares[:wanted]
     print(f"torture: {wanted} kills over {len(cases)} configs, TORTURE_SEED={seed}", flush=True)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(Case.run_undisturbed, cases))

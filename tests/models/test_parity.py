@@ -23,6 +23,7 @@ def differs(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1.0))
 
 
+@pytest.mark.parity
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", FILES["imagenet"])
 def test_network_equals_torchvision(name, shared, x64):

@@ -19,9 +19,8 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture
 def ray(monkeypatch):
-    """Two processors, for two workers at most; which compute as users' do."""
+    """Two processors, for two workers at most."""
     found = pytest.importorskip("ray")
-    monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     found.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield found
