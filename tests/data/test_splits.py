@@ -257,7 +257,15 @@ def test_shares_are_exact_where_floats_are_not():
         ({"split": "kfold:5:5"}, "I from 0 to K-1"),
         ({"split": "kfold:1:0"}, "K of at least 2"),
         ({"split": "kfold:x"}, "takes K"),
-        ({"split": "95/5"}, "leaves val empty: the largest of 2 classes has 10 images"),
+        (
+            {"split": "95/5"},
+            r"leaves val empty: the largest of 2 classes has 10 images, 20 in all \(train 20, val 0\)",
+        ),
+        ({"split": "90/5/5"}, r"leaves val empty: .* 20 in all \(train 20, val 0, test 0\)"),
+        (
+            {"split": "75/20/5"},
+            r"leaves test empty: .* 20 in all \(train 16, val 4, test 0\); give test a larger",
+        ),
         ({"split": "80/20", "val": 1.5}, "val 1.5 is no fraction"),
         ({"split": "80/20", "val": float("nan")}, "val nan is no fraction"),
         ({"split": "80/20", "per_class": -1}, "per_class -1 is negative"),

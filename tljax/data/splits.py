@@ -79,10 +79,12 @@ def make_splits(
 
     for name, members in parts.items():
         if not members.size:
-            most = int(np.bincount(source.labels, minlength=1).max()) if len(source) else 0
+            pool = np.concatenate(list(parts.values()))
+            most = int(np.bincount(source.labels[pool], minlength=1).max())
+            got = ", ".join(f"{part} {len(of_part):,}" for part, of_part in parts.items())
             raise UserError(
                 f"split {split!r} leaves {name} empty: the largest of {len(source.classes)} classes has "
-                f"{most} images; give {name} a larger share, or more images per class"
+                f"{most:,} images, {len(pool):,} in all ({got}); give {name} a larger share, or more images per class"
             )
     return parts
 
