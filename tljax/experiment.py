@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from tljax.data import duplicates
 from tljax.data.augment import Augmentation, make_normalize, make_views
 from tljax.data.batches import num_batches, train_batches
 from tljax.data.colour import Colour
@@ -112,6 +113,11 @@ class Experiment:
     def plain_loss(self) -> Loss:
         """The loss without smoothing: what evaluations report."""
         return make_loss(self.config.loss.name)
+
+    @functools.cached_property
+    def duplicates(self) -> duplicates.Found:
+        """Images that occur twice: half a millisecond per image, once."""
+        return duplicates.find(self.data)
 
     @property
     def population(self) -> bool:

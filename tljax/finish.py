@@ -13,7 +13,6 @@ import numpy as np
 from tljax import workdir as folders
 from tljax.checkpoint import saved_variables
 from tljax.clock import total
-from tljax.data import duplicates
 from tljax.data.duplicates import Copies
 from tljax.data.load import Data
 from tljax.errors import UserError
@@ -63,7 +62,7 @@ def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
     # What it says of images without a label is for whoever wants to give them one.
     logits = {split: trainer.logits(split) for split in (*SPLITS, "unlabelled") if split in x.data.splits}
     labels = {split: x.data.labels(split, "the final test") for split in SPLITS if split in x.data.splits}
-    twice = duplicates.find(x.data)
+    twice = x.duplicates
     told = twice.as_dict(x.data.source.names)
     results = []
     for m in range(len(x.members)):
@@ -71,6 +70,8 @@ def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
         mine = {split: values[m] for split, values in logits.items()}
         result = member_result(trainer, m, mine, labels, twice.copies)
         result["duplicates"] |= told
+        if x.population:
+            result["settings"] = dict(x.members[m].settings)
         results.append(result)
         if jax.process_index() == 0:
             write_member(trainer, folder, result, mine, labels)

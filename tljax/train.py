@@ -118,6 +118,9 @@ def run(
         writer = console_lib.make_writer(workdir, console, config, first=first)
         stack.callback(writer.close)
         trainer = Trainer(experiment, variables, checkpoints, console, began, workdir)
+        if not trainer.step and not config.data.pseudo:  # of a run that goes on, or a teacher's students, it was said
+            told = experiment.duplicates.as_dict(experiment.data.source.names)
+            console_lib.print_duplicates(console, told, before=True)
         with listen() as trainer.stop.caught:
             trainer.train(writer)
         return finish(trainer, choices)

@@ -111,7 +111,10 @@ def test_a_run_tells_its_accuracy_without_them(root, tmp_path, capsys):
     without = told["without"]["test"]
     assert (without["correct"], without["seen"]) == (right[rest].sum(), rest.sum())
     assert told["without"]["validation"] is None  # none of them is in train
-    assert f"{len(copies)} of 38 test images are in train, too (" in capsys.readouterr().out
+    words, printed = f"{len(copies)} of 38 test images are in train, too (", capsys.readouterr().out
+    before, after = printed.split("epoch   1")
+    assert words in before and "test accuracy will be too high by them; it will be told without them, too" in before
+    assert words in after and "accuracy without them" in after and "will be" not in after
 
 
 @pytest.mark.real_data

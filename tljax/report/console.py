@@ -242,8 +242,9 @@ def fit_in_words(fitted: Mapping[str, Any]) -> str:
     return f"{words} (fitted on {fitted['fit_images']:,} images, {fitted['fit_mistakes']:,} of them wrong)"
 
 
-def print_duplicates(console: Console, told: Mapping[str, Any]) -> None:
-    """A line for each kind of images that occur in two splits, and for training images with two labels."""
+def print_duplicates(console: Console, told: Mapping[str, Any], *, before: bool = False) -> None:
+    """A line for each kind of images that occur in two splits, and for training images with two labels; `before`
+    training without an accuracy."""
     for split, among in ((name, told[name]) for name in ("validation", "test") if name in told):
         for other, found in among.items():
             if not (count := found["exact"] + found["near"]):
@@ -251,7 +252,10 @@ def print_duplicates(console: Console, told: Mapping[str, Any]) -> None:
             example = found["examples"][0]
             words = f"{count:,} of {found['images']:,} {split} images are in {other}, too ({found['exact']:,} with the "
             words += f"same pixels, {found['near']:,} nearly), such as {example[0]!r} as {example[1]!r}"
-            if other == "train" and (rest := told.get("without", {}).get(split)):
+            if other == "train" and before:
+                some = count < found["images"]
+                words += f"; {split} accuracy will be too high by them" + "; it will be told without them, too" * some
+            elif other == "train" and (rest := told.get("without", {}).get(split)):
                 words += f"; accuracy without them {percent(rest['correct'], rest['seen'], rest['interval95'])}"
             console.print(words, markup=False)
     if names := told["contradictions_in_train"]:
