@@ -1,5 +1,6 @@
 """tljax from Python: the lines that a notebook needs, and what they say of mistakes."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,15 +184,92 @@ def test_some_of_the_classes_in_another_order_will_do(run, tmp_path):
     assert found.by_class["blue"]["seen"] == 0
 
 
-def test_classes_that_the_run_does_not_know_are_refused(run, tmp_path):
-    for name in ("red", "purple"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (48, 40)).save(tmp_path / name / "a.png")
-    with pytest.raises(UserError, match=r"has 'purple', which .* does not know; its classes are blue, green, red"):
-        tljax.evaluate(run, tmp_path)
-    (tmp_path / "purple").rename(tmp_path / "blue")
+def lay(root, photos, *places, images=2):
+    """Folders with the first pictures of a class each, as 'test/red' or 'purple=red'; `root`."""
+    for place in places:
+        folder, _, cls = place.partition("=")
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for file in sorted((photos / (cls or folder.split("/")[-1])).iterdir())[:images]:
+            shutil.copy(file, root / folder)
+    return root
+
+
+@pytest.mark.parametrize(
+    "places, seen, split",
+    [
+        (["red"], 2, None),
+        (["test/red"], 2, "test"),
+        (["test/red", "test/blue"], 4, "test"),
+        (["val/red", "test/blue"], 2, "test"),
+        (["data/images/red"], 2, None),
+        (["old/red", "new/red", "new/blue"], 6, None),
+        (["train/red", "train/blue", "test/green=red"], 2, "test"),  # green is in test alone
+    ],
+)
+def test_a_class_or_a_split_alone_will_do(run, photos, tmp_path, places, seen, split):
+    found = tljax.evaluate(run, lay(tmp_path, photos, *places), split=split)
+    assert found.seen == seen and not found.unknown
+    assert {tiny.CLASSES[label] for label in found.labels} | set(found.unseen) == set(tiny.CLASSES)
+    assert f"no images of {', '.join(map(repr, found.unseen))}" in str(found)
+
+
+def test_images_of_classes_that_the_run_does_not_know_are_counted_apart(run, photos, tmp_path):
+    root = lay(tmp_path, photos, "test/red", "test/purple=blue", "test/Blue=blue")
+    found, alone = tljax.evaluate(run, root), tljax.evaluate(run, lay(tmp_path / "alone", photos, "red"))
+    assert (found.correct, found.seen, found.by_class) == (alone.correct, alone.seen, alone.by_class)
+    assert found.unknown == {"Blue": 2, "purple": 2}
+    words = "no class of the run, left out: 'Blue' (2 images), 'purple' (2 images); is 'blue' meant by 'Blue'?"
+    assert str(found).endswith(words) and "skipped" not in str(found)
+
+
+@pytest.mark.parametrize(
+    "places, message",
+    [
+        (["Red=red", "Blue=blue"], "has 'Blue', 'Red': none is a class of .* is 'blue' meant by 'Blue'.* use predict"),
+        ([".=red"], "no labels in .*: its 2 images are in no class folders; .* use predict"),
+        (["test=red"], "no labels in .* use predict"),
+        (["train=red", "test/images=blue"], "no labels in .* use predict"),
+        (["2024/01=red"], "none is a class of .* use predict"),
+    ],
+)
+def test_images_without_a_label_that_the_run_knows_are_refused(run, photos, tmp_path, places, message):
+    with pytest.raises(UserError, match=message) as error:
+        tljax.evaluate(run, lay(tmp_path, photos, *places))
+    assert "\n" not in str(error.value)
+
+
+def test_a_picture_or_a_split_that_is_not_there_is_refused(run, photos, tmp_path):
+    for images in (photos / "red/000.png", [photos / "red"]):
+        with pytest.raises(UserError, match="use predict"):
+            tljax.evaluate(run, images)
     with pytest.raises(UserError, match="has no split 'test'"):
-        tljax.evaluate(run, tmp_path, split="test")
+        tljax.evaluate(run, photos, split="test")
+    with pytest.raises(UserError, match=r"has no images of the classes of .* 'purple'"):
+        tljax.evaluate(run, lay(tmp_path, photos, "train/red", "test/purple=blue"), split="test")
+
+
+def test_images_that_the_run_trained_on_are_counted_by_what_is_in_them(run, photos, tmp_path):
+    with np.load(run.workdir / "predictions.npz") as kept:
+        others = {*kept["val_names"].tolist(), *kept["test_names"].tolist()}
+    for i, name in enumerate(f"{cls}/{k:03}.png" for cls in tiny.CLASSES for k in range(24)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(photos / name, tmp_path / name.split("/")[0] / f"other-{i:02}.png")
+    found = tljax.evaluate(run, tmp_path)
+    assert found.trained_on.tolist() == [
+        f"{name.split('/')[0]}/{int(name[-6:-4]) % 24:03}.png" not in others for name in found.names
+    ]
+    rest = int((found.predicted == found.labels)[~found.trained_on].sum())
+    assert f"the run trained on 36 of these images, accuracy on the others {rest / 36:.1%} ({rest} of 36" in str(found)
+    assert found.chose_epoch == 18
+    assert not tljax.evaluate(run).trained_on.any() and "trained on" not in str(tljax.evaluate(run))
+
+
+def test_of_an_older_run_it_is_said_that_its_training_images_are_not_known(run, photos, tmp_path):
+    shutil.copytree(run.workdir, tmp_path / "run")
+    (tmp_path / "run/images.npz").unlink()
+    found = tljax.evaluate(tmp_path / "run", photos)
+    assert found.trained_on is None and "not known how many of these images the run trained on" in str(found)
+    assert found.chose_epoch == 18
 
 
 def test_predict_takes_files_folders_bytes_and_pixels(run, photos):
@@ -217,7 +295,10 @@ def test_predict_takes_files_folders_bytes_and_pixels(run, photos):
 
 
 def test_a_population_has_members_which_are_runs(population, photos):
-    assert [dict(settings) for settings in population.settings] == [{"lr": 1e-6}, {"lr": 1e-2}]
+    wanted = [{"lr": 1e-6}, {"lr": 1e-2}]
+    assert [dict(settings) for settings in population.settings] == wanted
+    assert [member.settings for member in population.members] == wanted
+    assert tljax.load(population.workdir / "members/001").settings == wanted[1]
     best = population.best
     assert best.result["validation"]["accuracy"] == max(m.result["validation"]["accuracy"] for m in population.members)
     assert tljax.evaluate(best).seen == 18

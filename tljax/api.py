@@ -7,6 +7,7 @@ No call leaves the process other than it was: see `tljax.guest`, and `setup_proc
 """
 
 import dataclasses
+import difflib
 import functools
 import html
 import os
@@ -24,14 +25,18 @@ from tljax import runs
 from tljax import workdir as folders
 from tljax.checks import check
 from tljax.convert.pretrained import FILES
-from tljax.data.load import check_labels, few, open_data, open_source
-from tljax.errors import UserError
+from tljax.data import content
+from tljax.data.folder import ASK, open_labeled
+from tljax.data.load import check_labels, few, named_folders, open_data, open_source
+from tljax.data.pixels import content_of
+from tljax.data.source import Source
+from tljax.errors import UserError, shorten
 from tljax.evaluation import FITTED, by_class, chose_epoch, confusion, images_in_words, reliability
 from tljax.experiment import head_outputs, outline, plans_of
 from tljax.fields import config
 from tljax.finish import PREDICTIONS, SPLITS
 from tljax.guest import visiting
-from tljax.losses import make_loss, predictions, score
+from tljax.losses import make_loss, predictions, score, wilson_interval
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
 from tljax.models import variable_shapes
@@ -160,12 +165,19 @@ class Run:
     @functools.cached_property
     def members(self) -> tuple["Run", ...]:
         """The members of a population, in the order of its table; none of a single run."""
-        return tuple(load(self.workdir / row["folder"]) for row in self.result.get("members", ()))
+        rows = self.result.get("members", ())
+        found = [load(self.workdir / row["folder"]) for row in rows]
+        return tuple(
+            Run(one.workdir, {**one.result, "settings": row["settings"]}) for one, row in zip(found, rows, strict=True)
+        )
 
     @property
-    def settings(self) -> tuple[Mapping[str, Any], ...]:
-        """What tells each member from the others, such as `{'lr': 0.001, 'seed': 1}`."""
-        return tuple(row["settings"] for row in self.result.get("members", ()))
+    def settings(self) -> Mapping[str, Any] | tuple[Mapping[str, Any], ...]:
+        """Of a member what tells it from the others, such as `{'lr': 0.001, 'seed': 1}`; of a population that of each
+        member; empty of a single run."""
+        if "members" in self.result:
+            return tuple(row["settings"] for row in self.result["members"])
+        return self.result.get("settings", {})
 
     @property
     def best(self) -> "Run":
@@ -187,7 +199,7 @@ class Run:
 
     def __str__(self) -> str:
         told = [name for name in SPLITS.values() if self.best.result[name]]
-        which = f"{len(self.settings)} members, the best: " if self.settings else ""
+        which = f"{len(self.settings)} members, the best: " if "members" in self.result else ""
         without = self.best.result.get("without_images", {})
         unseen = {name: console_lib.unseen_words(without, name) for name in told}
         words = (
@@ -255,7 +267,11 @@ class Evaluation:
       chose_epoch: how many of the images chose the run's epoch, so that the accuracy is high by that choice.
       calibration: how far its confidence can be believed, as in result.json: `ece`, `bins`, `scaled`; None where it has
         numbers that are not finite.
-      skipped: (name, reason) of files that could not be read.
+      skipped: (name, reason) of files that could not be read, or have no label.
+      trained_on: which of the images the run trained on, bool `[N]`, by what is in their files: a copy that was saved
+        again is not known. None of a run whose older version did not record that.
+      unknown: how many images there are of each class that the run does not know; they are left out of all else.
+      notes: what was decided of the images that may be meant otherwise, in words.
     """
 
     names: tuple[str, ...]
@@ -270,6 +286,9 @@ class Evaluation:
     calibration: Mapping[str, Any] | None = dataclasses.field(repr=False)
     skipped: tuple[tuple[str, str], ...] = ()
     chose_epoch: int = 0
+    trained_on: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -284,14 +303,28 @@ class Evaluation:
     def __str__(self) -> str:
         words = f"accuracy {console_lib.percent(self.correct, self.seen, self.interval95)}"
         if self.chose_epoch:
-            some = "these images" if self.chose_epoch == self.seen else f"{self.chose_epoch:,} of these images"
-            words += f" ({some} chose the epoch)"
+            words += f" ({self._some(self.chose_epoch)} chose the epoch)"
+        if self.trained_on is None:
+            words += ", not known how many of these images the run trained on"
+        elif self.trained_on.any():
+            words += f", the run trained on {self._some(int(self.trained_on.sum()))}"
+            right = (self.predicted == self.labels)[~self.trained_on]
+            if right.size:
+                correct = int(right.sum())
+                others = console_lib.percent(correct, right.size, wilson_interval(correct, right.size))
+                words += f", accuracy on the others {others}"
         if self.unseen:
             words += f", no images of {few(self.unseen)}"
         if self.calibration:
             scaled = self.calibration["scaled"] or self.calibration
             words += f", calibration error {scaled['ece']:.1%}"
-        return words + (f", {len(self.skipped):,} files skipped" if self.skipped else "")
+        if self.skipped:
+            name, reason = self.skipped[0]
+            words += f", {len(self.skipped):,} file{'s' * (len(self.skipped) > 1)} skipped, such as {name!r}: {reason}"
+        return "; ".join((words, *self.notes))
+
+    def _some(self, count: int) -> str:
+        return "these images" if count == self.seen else f"{count:,} of these images"
 
 
 @visiting()
@@ -302,50 +335,131 @@ def evaluate(
 
     Args:
       run: a finished run, or its folder.
-      images: a folder of folders of images by class, or another source, as `data.source` takes it, some or all of whose
-        classes are the run's. None: what the run itself was tested on, as it was then; nothing is computed again.
+      images: a folder of folders of images by class, `test/CLASS/...` alone as well, or another source, as
+        `data.source` takes it. Some of the run's classes will do; images of others are counted in `unknown`. None: what
+        the run itself was tested on, as it was then; nothing is computed again.
       split: train, val or test of such a source, None for all its images; of the run itself val or test, None for the
         latter if there is one.
       batch_size: images that go through the network together.
 
     Raises:
-      UserError: for classes that the run does not know, images that are not there, a population.
+      UserError: where no class is the run's, for images without labels or that are not there, a population.
     """
     run = run if isinstance(run, Run) else load(run)
     if images is None:
         return _kept(run, split)
-    network, own = run.classifier, run.result["config"]
-    spec = str(images)
-    spec = spec if spec.partition(":")[0] in ("folder", "pets", "tfds", "shapes") else f"folder:{spec}"
-    d = own["data"]
-    drawn = own["seed"] if d["shapes_seed"] is None else d["shapes_seed"]
-    source = open_source(spec, label=d["label"], tfds_dir=d["tfds_dir"], seed=drawn)
-    check_labels(source)
-    classes = tuple(run.result["classes"])
-    if strange := [name for name in source.classes if name not in classes]:
-        known = f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
-        unknown = ", ".join(map(repr, strange[:3]))
-        raise UserError(f"{spec} has {unknown}, which {run.workdir} does not know; its classes are {known}")
+    network, classes = run.classifier, tuple(run.result["classes"])
+    source = _labeled(run, images)
+    known = [name for name in source.classes if name in classes]
+    if not known:
+        raise UserError(f"{source.spec} has {few(source.classes)}: none is a class of {run.workdir}, which are "
+                        f"{few(classes, 10)}{_meant(source.classes, classes)}; {ASK}")  # fmt: skip
     if split is not None and split not in source.splits:
         there = f"; it has {', '.join(source.splits)}" if source.splits else " nor any other"
-        raise UserError(f"{spec} has no split {split!r}{there}")
+        raise UserError(f"{source.spec} has no split {split!r}{there}")
     indices = np.arange(len(source)) if split is None else source.splits[split]
-    pictures = [Picture(source.names[i], functools.partial(source.read, int(i))) for i in indices]
+    places = np.array([classes.index(name) if name in known else -1 for name in source.classes], np.int32)
+    labels = places[source.labels[indices]]
+    strange = np.bincount(source.labels[indices[labels < 0]], minlength=len(places))
+    unknown = {name: int(count) for name, count in zip(source.classes, strange, strict=True) if count}
+    notes = list(source.notes)
+    if unknown:
+        counts = shorten([f"{name!r} ({count:,} images)" for name, count in unknown.items()], 5)
+        notes.append(f"no class of the run, left out: {counts}{_meant(unknown, [*set(classes) - set(known)])}")
+    indices, labels = indices[labels >= 0], labels[labels >= 0]
+    if not indices.size:
+        raise UserError(f"{split} of {source.spec} has no images of the classes of {run.workdir}: {notes[-1]}")
+    contents: dict[int, bytes] = {}
+
+    def read(index: int) -> bytes | np.ndarray:
+        found = source.read(index)
+        contents[index] = content_of(found)
+        return found
+
+    pictures = [Picture(source.names[i], functools.partial(read, i)) for i in indices.tolist()]
     found = list(asking.logits_of(network, pictures, batch_size=batch_size))
-    read = [i for i, one in enumerate(found) if not isinstance(one, str)]
+    right = [i for i, one in enumerate(found) if not isinstance(one, str)]
     bad = [(pictures[i].name, one) for i, one in enumerate(found) if isinstance(one, str)]
-    if not read:
-        raise UserError(f"none of the {len(found):,} images of {spec} can be read, such as {bad[0][0]!r}: {bad[0][1]}")
-    places = np.array([classes.index(name) for name in source.classes], np.int32)
-    logits = np.stack([found[i][0] for i in read])
-    labels = places[source.labels[indices[read]]]
+    if not right:
+        raise UserError(
+            f"none of the {len(found):,} images of {source.spec} can be read, such as {bad[0][0]!r}: {bad[0][1]}"
+        )
+    logits, labels = np.stack([found[i][0] for i in right]), labels[right]
     fitted, calibration = (run.result["calibration"].get("validation") or {}).get("scaled"), None
     if np.isfinite(logits).all():
         how = fitted and {name: fitted[name] for name in FITTED if name in fitted}
         scaled = how and how | reliability(logits, labels, network.temperature)
         calibration = reliability(logits, labels) | {"scaled": scaled}
-    names = tuple(pictures[i].name for i in read)
-    return _evaluation(run, names, logits, labels, calibration, (*source.skipped, *bad), _chose(run, spec, names))
+    names = tuple(pictures[i].name for i in right)
+    digests = [contents[int(indices[i])] for i in right]
+    return _evaluation(
+        run, names, logits, labels, calibration, skipped=(*source.skipped, *bad), unknown=unknown, notes=notes,
+        **_met(run, digests, source.spec, names),
+    )  # fmt: skip
+
+
+def _labeled(run: Run, images: Any) -> Source:
+    """The images that a run is asked about, read as its own are where they are of the same kind or place."""
+    if not isinstance(images, str | Path):
+        raise UserError(
+            f"images is a {type(images).__name__}; give a folder with one folder of images per class; {ASK}"
+        )
+    d, spec = run.result["config"]["data"], str(images)
+    if spec.partition(":")[0] not in ("folder", "pets", "tfds", "shapes"):
+        spec = f"folder:{spec}"
+    kind, _, where = spec.partition(":")
+    own_kind, _, own = d["source"].partition(":")
+    label = d["label"] if kind == own_kind else ""
+    if kind != "folder":
+        drawn = run.result["config"]["seed"] if d["shapes_seed"] is None else d["shapes_seed"]
+        source = open_source(spec, label=label, tfds_dir=d["tfds_dir"], seed=drawn)
+    else:
+        if os.path.isfile(where):
+            raise UserError(f"{where!r} is a file; give a folder with one folder of images per class; {ASK}")
+        same = own_kind == kind and os.path.realpath(own) == os.path.realpath(where)
+        named = named_folders(d) if same else {}
+        source = open_labeled(where, run.result["classes"], label=label or "folder", named=named)
+    check_labels(source)
+    return source
+
+
+def _meant(names: Iterable[str], classes: Sequence[str]) -> str:
+    """The class that is likely meant by one of the names, in words."""
+    folded = {name.casefold().strip(): name for name in classes}
+    for name in names:
+        if close := difflib.get_close_matches(name.casefold().strip(), folded, 1, 0.8):
+            return f"; is {folded[close[0]]!r} meant by {name!r}?"
+    return ""
+
+
+def _met(run: Run, digests: Sequence[bytes], spec: str = "", names: Sequence[str] = ()) -> dict[str, Any]:
+    """Which of the images, by the digests of their files, the run trained on, and how many chose its epoch.
+
+    Of a run that an older version began the former is not known, and the latter by place and name.
+    """
+    if (own := _digests_of_run(run)) is None:
+        return {"trained_on": None, "chose": _chose(run, spec, names)}
+    train, val = own
+    chose = sum(digest in val for digest in digests) if chose_epoch(run.result) else 0
+    return {"trained_on": np.array([digest in train for digest in digests]), "chose": chose}
+
+
+def _digests_of_run(run: Run) -> tuple[set[bytes], set[bytes]] | None:
+    """Of the files that a run learned from, with a label or without, and of its validation images; None where an older
+    version did not keep them, or what was kept is damaged."""
+    config = run.result["config"]
+    there = [split for split, word in SPLITS.items() if run.result[word] is not None]
+    if config["semi"]["method"] == "none" and not config["data"]["pseudo"] and config["data"]["labels"] != "all":
+        there.append("unlabelled")  # not learned from
+    try:
+        kept = content.of_run(run.workdir)
+        found = folders.read_arrays(run.workdir / PREDICTIONS, *(f"{split}_names" for split in there)) if there else []
+    except UserError:
+        return None
+    names = dict(zip(there, (set(members.tolist()) for members in found), strict=True))
+    others, val = set().union(*names.values()), names.get("val", set())
+    train = {digest for name, digest in kept.items() if name not in others}
+    return (train, {kept[name] for name in val & set(kept)}) if kept else None
 
 
 def _chose(run: Run, spec: str, names: Sequence[str]) -> int:
@@ -380,20 +494,23 @@ def _kept(run: Run, split: str | None) -> Evaluation:
     except UserError as reason:
         raise UserError(f"{file} is missing or damaged ({reason})") from None
     calibration = run.result["calibration"][SPLITS[split]]
-    chose = len(names) if split == "val" and chose_epoch(run.result) else 0
-    return _evaluation(run, tuple(names.tolist()), logits, labels, calibration, chose=chose)
+    kept = content.of_run(run.workdir)
+    met = _met(run, [kept.get(name, b"") for name in names.tolist()])
+    met["chose"] = len(names) if split == "val" and chose_epoch(run.result) else 0
+    return _evaluation(run, tuple(names.tolist()), logits, labels, calibration, **met)
 
 
 def _evaluation(
     run: Run, names: tuple[str, ...], logits: np.ndarray, labels: np.ndarray, calibration: Mapping[str, Any] | None,
-    skipped: Sequence[tuple[str, str]] = (), chose: int = 0,
+    *, trained_on: np.ndarray | None, chose: int, skipped: Sequence[tuple[str, str]] = (),
+    unknown: Mapping[str, int] | None = None, notes: Sequence[str] = (),
 ) -> Evaluation:  # fmt: skip
     classes = tuple(run.result["classes"])
     found = score(logits, labels, make_loss(run.result["config"]["loss"]["name"]))
     low, high = found.as_dict()["interval95"]
     return Evaluation(
         names, labels, predictions(logits), classes, found.accuracy, found.correct, found.seen, (low, high),
-        by_class(logits, labels, classes), calibration, tuple(skipped), chose,
+        by_class(logits, labels, classes), calibration, tuple(skipped), chose, trained_on, unknown or {}, tuple(notes),
     )  # fmt: skip
 
 

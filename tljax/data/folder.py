@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, understand
+from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, says_no_class, understand, understand_classes
 from tljax.data.source import Source
 from tljax.errors import UserError, shorten
 from tljax.workdir import wrote
@@ -34,6 +34,7 @@ _OTHER_SUFFIXES = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".x
                    ".part"}  # fmt: skip
 LARGEST_FILE = 1 << 30  # bytes
 RUN = "the folder of a run"
+ASK = "for pictures without labels use predict"
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -107,15 +108,8 @@ def open_folder(
         classes whose names are the same to a reader, folders that can be read in two ways, or a regular expression that
         does not compile, has no group, or matches no file name.
     """
-    root = existing_folder(path)
     pattern = _pattern(label)
-    if wrote(root):
-        raise UserError(f"{str(path)!r} is the folder of a run of tljax, whose pictures are no data; name the images'")
-    files, skipped = list_images(root)
-    splits_of = _named_folders(root, named or {}, files, skipped)
-    if not files:
-        passed = f" ({len(skipped)} passed over, such as {skipped[0][0]!r}: {skipped[0][1]})" if skipped else ""
-        raise UserError(f"no images in {str(path)!r}{passed}; give a folder with one folder of images per class")
+    files, skipped, splits_of = _list(path, named or {})
     layout = understand(Folder.of(files), path=str(path), by_folder=pattern is None, named=splits_of)
     rows = _rows(files, layout, pattern, skipped)
     if not rows:
@@ -156,6 +150,72 @@ def open_folder(
     for cls in classes:
         if is_split_name(cls) and not any(repr(cls) in note for note in notes):
             notes.append(f"taken for a class: {cls!r}")
+    return _source(path, files, rows, classes, skipped, notes)
+
+
+def open_labeled(
+    path: str | os.PathLike[str], classes: Sequence[str], *, label: str = "folder",
+    named: Mapping[str, str] | None = None,
+) -> Source:  # fmt: skip
+    """Lists a folder of labeled images that a network is asked about, not trained on.
+
+    It is read as `open_folder` reads it. Where that has a question, or finds none of the classes, their names say which
+    folders are classes: one class will do, and `test/CLASS/...` alone. Its classes may be others than those known.
+
+    Args:
+      path: the folder.
+      classes: the names that the network knows.
+      label, named: as of `open_folder`.
+
+    Raises:
+      UserError: no such folder, no images, none with a label, or a regular expression that does not compile or has no
+        group.
+    """
+    pattern = _pattern(label)
+    files, skipped, splits_of = _list(path, named or {})
+    tree, rows, layout, left = Folder.of(files), [], Layout(), list[tuple[str, str]]()
+
+    def read(found: Layout, by: re.Pattern[str] | None) -> bool:
+        """Takes what a layout gives, if there is a known class in it, or nothing yet."""
+        nonlocal rows, layout, left
+        passed: list[tuple[str, str]] = []
+        given = _rows(files, found, by, passed)
+        known = any(cls in classes for _, cls, _ in given)
+        if known or not rows:
+            rows, layout, left = given, found, passed
+        return known
+
+    try:
+        known = read(understand(tree, path=str(path), by_folder=pattern is None, named=splits_of), pattern)
+    except UserError:  # which split is for training does not matter here
+        known = read(Layout(), pattern)
+    if not known and (found := understand_classes(tree, classes)):
+        known = read(found, None)
+    if not known and all(says_no_class(cls) for _, cls, _ in rows):
+        raise UserError(f"no labels in {str(path)!r}: its {len(files):,} images are in no class folders; {ASK}, or put "
+                        "them in CLASS/...")  # fmt: skip
+    return _source(path, files, rows, tuple(sorted({cls for _, cls, _ in rows})), [*skipped, *left], layout.notes)
+
+
+def _list(
+    path: str | os.PathLike[str], named: Mapping[str, str]
+) -> tuple[dict[str, str], list[tuple[str, str]], dict[str, str]]:
+    """{name: path} of what may be images, (name, reason) of what is passed over, and {folder: split} as `named`."""
+    root = existing_folder(path)
+    if wrote(root):
+        raise UserError(f"{str(path)!r} is the folder of a run of tljax, whose pictures are no data; name the images'")
+    files, skipped = list_images(root)
+    splits_of = _named_folders(root, named, files, skipped)
+    if not files:
+        passed = f" ({len(skipped)} passed over, such as {skipped[0][0]!r}: {skipped[0][1]})" if skipped else ""
+        raise UserError(f"no images in {str(path)!r}{passed}; give a folder with one folder of images per class")
+    return files, skipped, splits_of
+
+
+def _source(
+    path: str | os.PathLike[str], files: Mapping[str, str], rows: Sequence[tuple[str, str, str | None]],
+    classes: tuple[str, ...], skipped: Iterable[tuple[str, str]], notes: Iterable[str],
+) -> Source:  # fmt: skip
     place = {cls: i for i, cls in enumerate(classes)}
     splits = {}
     for split in FIELDS:

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Self
 
 from tljax.errors import UserError, shorten, shown
@@ -64,6 +64,11 @@ def _is_plain(name: str) -> bool:
     return set(re.findall(r"[^\W\d_]+", name.casefold()) or [name]) <= _PLAIN
 
 
+def says_no_class(name: str) -> bool:
+    """Whether a name says a split, or no more than that there are images."""
+    return is_split_name(name) or _is_plain(name)
+
+
 def is_split_name(name: str) -> bool:
     """Whether a name says a split and nothing else."""
     named = split_in(name)
@@ -103,13 +108,13 @@ class Layout:
     """How names of images are read.
 
     Attributes:
-      places: folder -> its split and, where the folder lies within a class, that class. Empty: the first folders are
-        classes, and there are no splits.
+      places: folder -> its split, if it has one, and, where the folder lies within a class, that class. Empty: the
+        first folders are classes, and there are no splits.
       rest: the split of what lies in none of them; None where that is left out.
       notes: what was decided that may be meant otherwise, in words.
     """
 
-    places: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    places: Mapping[str, tuple[str | None, str]] = dataclasses.field(default_factory=dict)
     rest: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -139,6 +144,52 @@ def understand(root: Folder, *, path: str, by_folder: bool, named: Mapping[str, 
     if named:
         return _as_named(root, path=path, by_folder=by_folder, named=named)
     return _Reader(path, by_folder).read(root)
+
+
+def understand_classes(root: Folder, classes: Container[str]) -> Layout | None:
+    """Reads a tree by the names of classes that are known, where one class or one split will do.
+
+    What lies beside a folder of a known class is a class, too, known or not. Of the folders around it the last that is
+    named as a split says which.
+
+    Args:
+      root: all images.
+      classes: the names that are known.
+
+    Returns:
+      The layout; None where no folder has such a name.
+    """
+    places: dict[str, tuple[str | None, str]] = {}
+    pending: list[tuple[str, str | None, Folder]] = [("", None, root)]
+    while pending:
+        prefix, split, here = pending.pop()
+        if not any(name in classes for name in here.folders):
+            for name, folder in here.folders.items():
+                named = split_in(name)
+                pending.append((f"{prefix}{name}/", named.split if named else split, folder))
+            continue
+        places[prefix.rstrip("/")] = split, ""
+    if not places:
+        return None
+    if "" in places:  # the first folders
+        return Layout()
+    read = Layout(places)
+    left = collections.Counter[str]()
+    for folder, count in _counts(root):
+        if read.read(f"{folder}/.") is None:
+            left[folder or "."] += count
+    told = [f"{name!r} ({count:,} images)" for name, count in sorted(left.items())]
+    return Layout(places, None, (f"left out, since they are in no folder of a class: {_few(told)}",) if told else ())
+
+
+def _counts(root: Folder) -> Iterator[tuple[str, int]]:
+    """The folders that have images in them, and how many."""
+    pending = [("", root)]
+    while pending:
+        place, here = pending.pop()
+        if here.images:
+            yield place, here.images
+        pending += [(f"{place}/{name}" if place else name, folder) for name, folder in here.folders.items()]
 
 
 def _as_named(root: Folder, *, path: str, by_folder: bool, named: Mapping[str, str]) -> Layout:
