@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from configs import common
 from tests import tiny
 from tljax import probe, suggest, suggestion, train, trial
 from tljax.command_line import load_config
+from tljax.data import load
+from tljax.data.duplicates import Copies
 from tljax.errors import UserError
 from tljax.report.console import make_console
+from tljax.studies import statistics
 from tljax.trial import Backbone, Trial
 
 QUIET = make_console(quiet=True)
@@ -237,6 +241,50 @@ def test_a_part_of_the_images_keeps_every_class_and_makes_as_many_updates(config
     assert np.bincount(found.looked[0].probed.labels).tolist() == [10, 10, 2]
     assert found.trials[0].epochs == 6  # of 22 images, for the 2 of 66
     assert found.trials[0].right.shape[1] == 21  # 7 of each class
+
+
+def test_a_class_that_the_sample_alone_makes_small_is_not_blamed(config, pretrained, tmp_path):
+    one = suggest.look(config, trial.own_backbone(config), images=3, folder=tmp_path, console=QUIET)
+    assert np.bincount(one.probed.labels).tolist() == [2, 2, 2]
+
+
+def test_images_that_only_a_suggestion_validates_on_count_as_training_images(photos):
+    config = tiny.make_config(photos, data__split="holdout:60", data__val=0.0)
+    tried = trial.with_fields(config, trial.try_fields(config)).data
+    data = load.decode_data(tried, load.open_data(tried, seed=0), resize=40, workdir=None)
+    assert data.counts["train"].tolist() == [8, 8, 8]
+    assert not suggest.problems(data, suggest.trained_on(config, data))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_class_is_fishers_test_and_other_shares_of_classes_are_no_difference(seed):
+    rng = np.random.default_rng(seed)
+    first, second = rng.random(40) < 0.9, rng.random(30) < 0.7
+    one_class = [np.zeros(len(right), int) for right in (first, second)]
+    found = statistics.less_often_right(first, one_class[0], second, one_class[1])
+    table = [[first.sum(), (~first).sum()], [second.sum(), (~second).sum()]]
+    assert found == pytest.approx(stats.fisher_exact(table, alternative="greater").pvalue)
+    labels = np.repeat([0, 1], [90, 10])  # one class is always right, the other never
+    assert statistics.less_often_right(labels == 0, labels, labels == 1, 1 - labels) == pytest.approx(1)
+    assert statistics.two_proportions(90, 100, 10, 100) < 1e-9
+
+
+def test_validation_that_is_unlike_train_is_told_and_a_cut_of_ones_own_is_not(found):
+    best, none = found.best, np.empty(0, np.int64)
+    copied = Copies(none, none, none.astype(bool), none)
+    assert not any("unlike" in text for text in found.problems)
+    assert best.probed.right.mean() > 0.7
+    other = replace(best, seen=replace(best.seen, validation=-best.seen.validation))
+    (text,) = suggest.unlike(other, copied)
+    right = suggestion.share(best.probed.right)
+    assert text.startswith(f"validation is unlike train: a probe gets right {right} of training images")
+    val = best.seen.x.data.splits["val"]  # all of them in train, too: nothing is known of the others
+    everything = Copies(val, np.zeros_like(val), np.ones(len(val), bool), np.zeros_like(val))
+    assert suggest.unlike(other, everything) == []
+    data = best.seen.whole.data
+    drawn = replace(data, source=replace(data.source, splits={}))
+    whole = replace(best.seen.whole, data=drawn)
+    assert suggest.unlike(replace(best, seen=replace(other.seen, whole=whole)), copied) == []
 
 
 def test_mistakes_are_told_before_anything_is_tried(config, folder):

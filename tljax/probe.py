@@ -85,6 +85,21 @@ def cross_validate(
     return Probed(found[best], labels, strengths[best], dict(zip(strengths, losses.tolist(), strict=True)))
 
 
+def held_out(features: np.ndarray, labels: np.ndarray, others: np.ndarray, *, strength: float) -> np.ndarray:
+    """What a probe of all of some images says of others: the most probable class of each, int `[M]`.
+
+    Args:
+      features: `[N, D]`.
+      labels: int `[N]`, from 0, each class at least once.
+      others: `[M, D]`.
+      strength: of the penalty.
+    """
+    train, held = standardised(features, others)
+    classes = int(labels.max()) + 1
+    weights = fit(train, labels, classes, strength, start=np.zeros((train.shape[1] + 1, classes)))
+    return (held @ weights[:-1] + weights[-1]).argmax(1)
+
+
 def standardised(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both with the training part's mean and deviation, float64; of more features than images, the coordinates in the
     space that the training part spans: the penalised solution lies in it (the representer theorem)."""

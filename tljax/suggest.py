@@ -33,6 +33,7 @@ from tljax.suggestion import (
     differ,
     p_value,
     record,
+    share,
     tell,
     why_backbone,
     why_plan,
@@ -41,6 +42,7 @@ from tljax.suggestion import (
 from tljax.workdir import write_json, write_whole
 
 if TYPE_CHECKING:  # they bring JAX: a mistake is answered at once
+    from tljax.data.duplicates import Copies
     from tljax.data.load import Data
     from tljax.trial import Backbone, Trial
 
@@ -49,6 +51,7 @@ RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 SGD = 10.0  # Adam's rates times this
 FOLDS = 5
 FEW, IMBALANCE = 10, 3.0
+UNLIKE = 0.01  # chance of saying that validation is unlike train where it is not
 RIVALS = 3
 UPDATES = 100  # of a short run that trains more than the head
 
@@ -67,7 +70,8 @@ def suggest(
     Args:
       config: as `configs/common.py` describes.
       backbones: to choose among; None for those whose weights are here.
-      images: training (and validation) images that are used at most, of each class in proportion.
+      images: training (and validation) images that are used at most, of each class in proportion; 2 of each class all
+        the same.
       epochs: of the short runs; 0: as many as make the config's number of updates, for more than the head up to 100.
       layers: whether the head alone, and the last stage with it, are tried beside the config's own plan.
       console: where to print.
@@ -135,7 +139,7 @@ def suggest(
         trials=tried,
         chosen=chosen,
         suspects=suspects(best.probed),
-        problems=problems(data),
+        problems=problems(data, trained_on(config, data)) + unlike(best, found.copies["val"]["train"]),
         duplicates=told,
         test_labels_read=sum(one.reads.total() for one in sealed),
     )
@@ -189,10 +193,55 @@ def choose_plan(tried: "Sequence[Trial]") -> "Trial":
     return chosen
 
 
-def problems(data: "Data") -> list[str]:
-    """What counts alone say of the training images, and the files that cannot be read."""
+def trained_on(config: Any, data: "Data") -> np.ndarray:
+    """The classes of the labelled images that a run of the config would train on, int `[N]`: validation images that are
+    drawn here alone (`trial.try_fields`) are among them."""
+    from tljax.data.load import open_data
+
+    listed = open_data(config.data, seed=config.seed)
+    images = listed.splits["train"]
+    labels = listed.source.labels[images[data.pixels.held[images]]]
+    return labels[labels >= 0]
+
+
+def unlike(one: Looked, copied: "Copies") -> list[str]:
+    """That validation images are harder than training images, if more so than by chance; of a split that was drawn here
+    it is chance.
+
+    Args:
+      one: a backbone.
+      copied: which validation images are in train, too; they are left out.
+    """
+    from tljax.probe import held_out
+    from tljax.studies.statistics import less_often_right
+
+    data, whole = one.seen.x.data, one.seen.whole.data
+    if not np.isin(whole.splits["val"], whole.source.splits.get("val", ())).all():
+        return []
+    names, labels = np.unique(data.labels("train"), return_inverse=True)
+    known = np.isin(data.labels("val"), names)
+    known &= ~np.isin(data.splits["val"], copied.images[copied.any])
+    if not known.any():
+        return []
+    theirs = np.searchsorted(names, data.labels("val")[known])
+    answers = held_out(one.seen.features, labels, one.seen.validation[known], strength=one.probed.strength)
+    chance = less_often_right(one.probed.right, labels, answers == theirs, theirs)
+    if chance >= UNLIKE:
+        return []
+    words = (
+        f"{share(one.probed.right)} of training images in cross-validation, {share(answers == theirs)} of validation"
+    )
+    return [
+        f"validation is unlike train: a probe gets right {words} images (p = {chance:.1g}, class by class); pictures of "
+        "other cameras, places or patients, or nearly the same ones many times in train: see which of the two is like "
+        "what you will ask about"
+    ]
+
+
+def problems(data: "Data", labels: np.ndarray) -> list[str]:
+    """What counts alone say of the training images, by their labels, and the files that cannot be read."""
     found, names = [], data.source.classes
-    counts = np.bincount(data.labels("train"), minlength=len(names))
+    counts = np.bincount(labels, minlength=len(names))
     few = [f"{names[i]} {counts[i]}" for i in np.argsort(counts, kind="stable") if counts[i] < FEW]
     if few:
         found.append(f"classes with fewer than {FEW} training images: {', '.join(few)}")

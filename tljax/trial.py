@@ -151,7 +151,8 @@ def try_fields(config: Any) -> dict[str, Any]:
 
 
 def some(x: Experiment, images: int, *, seed: int) -> Experiment:
-    """The experiment without its test, on so many images of a split at most, of each class in proportion."""
+    """The experiment without its test, on so many images of a split at most, of each class in proportion; 2 to train on
+    of each class that has them, or cross-validation could not be, and the data would be blamed for this choice."""
     splits = {name: members for name, members in x.data.splits.items() if name in ("train", "val")}
     for name, members in splits.items():
         if len(members) <= images:
@@ -159,28 +160,31 @@ def some(x: Experiment, images: int, *, seed: int) -> Experiment:
         rng, labels, kept = np.random.default_rng(seed), x.data.labels(name), []
         for label in np.unique(labels):
             mine = rng.permutation(members[labels == label])
-            kept.append(mine[: max(1, round(len(mine) * images / len(members)))])
+            least = 2 if name == "train" else 1
+            kept.append(mine[: max(least, round(len(mine) * images / len(members)))])
         splits[name] = np.sort(np.concatenate(kept))
     return dataclasses.replace(x, data=dataclasses.replace(x.data, splits=splits))
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a backbone makes of training images.
+    """What a backbone makes of images.
 
     Attributes:
-      features: what reaches its head, mean over space, float32 `[N, D]`.
+      features: of training images, what reaches its head, mean over space, float32 `[N, D]`.
+      validation: the same of validation images, `[M, D]`.
       x: the experiment that it was part of.
       whole: the same with all its splits.
     """
 
     features: np.ndarray
+    validation: np.ndarray
     x: Experiment
     whole: Experiment
 
 
 def features_of(config: Any, backbone: Backbone, *, images: int, folder: Path, console: Console) -> Seen:
-    """Runs a backbone over training images as an evaluation sees them.
+    """Runs a backbone over training and validation images as an evaluation sees them.
 
     Raises:
       UserError: when its weights are not there or do not fit.
@@ -190,14 +194,19 @@ def features_of(config: Any, backbone: Backbone, *, images: int, folder: Path, c
     memo.begin_run()
     whole, variables = prepare(config, folder, console)
     x = some(whole, images, seed=config.data.split_seed)
-    feed = x.feed("train", once=True)
-    step = parallel_forward_step(x.forward_step(0, feed, end="head"))
     replicated, key = replicate(variables), jax.random.key(0)
-    found = [
-        np.asarray(values, np.float32).reshape(len(values), -1, values.shape[-1]).mean(1)
-        for values in run_over(step, feed, replicated, key, x.replicas)
-    ]
-    return Seen(np.concatenate(found), x, whole)
+
+    def features(split: str) -> np.ndarray:
+        feed = x.feed(split, once=True)
+        step = parallel_forward_step(x.forward_step(0, feed, end="head"))
+        return np.concatenate(
+            [
+                np.asarray(values, np.float32).reshape(len(values), -1, values.shape[-1]).mean(1)
+                for values in run_over(step, feed, replicated, key, x.replicas)
+            ]
+        )
+
+    return Seen(features("train"), features("val"), x, whole)
 
 
 @dataclasses.dataclass(frozen=True)

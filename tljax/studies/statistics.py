@@ -72,6 +72,28 @@ def two_proportions(correct: int, seen: int, other_correct: int, other_seen: int
     return float(found.pvalue)
 
 
+def less_often_right(
+    first: np.ndarray, first_labels: np.ndarray, second: np.ndarray, second_labels: np.ndarray
+) -> float:
+    """The p-value that the second images are no harder than the first, class by class (Birch 1964, exact, one-sided).
+
+    Given how many of a class are right in all, how many of these are among the first is hypergeometric; the sum over
+    classes is looked at, so that other shares of the classes are no difference.
+
+    Args:
+      first, second: bool `[N]`, `[M]`, which images were told right.
+      first_labels, second_labels: their classes, int `[N]`, `[M]`.
+    """
+    chances, least, sure = np.ones(1), 0, int(first.sum())
+    for label in np.unique(first_labels):
+        mine, others = first[first_labels == label], second[second_labels == label]
+        right = int(mine.sum() + others.sum())
+        low, high = max(0, right - len(others)), min(len(mine), right)
+        found = stats.hypergeom.pmf(np.arange(low, high + 1), len(mine) + len(others), right, len(mine))
+        chances, least = np.convolve(chances, found), least + low
+    return float(min(chances[sure - least :].sum(), 1.0))
+
+
 def holm(values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
     """P-values of many comparisons, corrected so that one false finding among all of them stays rare (Holm 1979)."""
     corrected, least = {}, 0.0
