@@ -242,6 +242,8 @@ def test_a_picture_or_a_split_that_is_not_there_is_refused(run, photos, tmp_path
     for images in (photos / "red/000.png", [photos / "red"]):
         with pytest.raises(UserError, match="use predict"):
             tljax.evaluate(run, images)
+    with pytest.raises(UserError, match=r"no labels in .* or give .*/photos', where 'red' is a class"):
+        tljax.evaluate(run, photos / "red")
     with pytest.raises(UserError, match="has no split 'test'"):
         tljax.evaluate(run, photos, split="test")
     with pytest.raises(UserError, match=r"has no images of the classes of .* 'purple'"):

@@ -228,13 +228,11 @@ def unlike(one: Looked, copied: "Copies") -> list[str]:
     chance = less_often_right(one.probed.right, labels, answers == theirs, theirs)
     if chance >= UNLIKE:
         return []
-    words = (
-        f"{share(one.probed.right)} of training images in cross-validation, {share(answers == theirs)} of validation"
-    )
+    train, validation = share(one.probed.right), share(answers == theirs)
     return [
-        f"validation is unlike train: a probe gets right {words} images (p = {chance:.1g}, class by class); pictures of "
-        "other cameras, places or patients, or nearly the same ones many times in train: see which of the two is like "
-        "what you will ask about"
+        f"validation is unlike train: a probe gets right {train} of training images in cross-validation, "
+        f"{validation} of validation images (p = {chance:.1g}, class by class); other cameras, places or patients, or "
+        "nearly the same pictures many times in train: see which of the two is like what you will ask about"
     ]
 
 

@@ -192,8 +192,11 @@ def open_labeled(
     if not known and (found := understand_classes(tree, classes)):
         known = read(found, None)
     if not known and all(says_no_class(cls) for _, cls, _ in rows):
-        raise UserError(f"no labels in {str(path)!r}: its {len(files):,} images are in no class folders; {ASK}, or put "
-                        "them in CLASS/...")  # fmt: skip
+        why = "are in no class folders" if pattern is None else f"have names that {label!r} matches in none"
+        here, hint = Path(path).resolve(), "put them in CLASS/..."
+        if here.name in classes:
+            hint = f"give {str(here.parent)!r}, where {here.name!r} is a class"
+        raise UserError(f"no labels in {str(path)!r}: its {len(files):,} images {why}; {ASK}, or {hint}")
     return _source(path, files, rows, tuple(sorted({cls for _, cls, _ in rows})), [*skipped, *left], layout.notes)
 
 
