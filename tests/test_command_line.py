@@ -129,6 +129,8 @@ def status_of(capsys, tmp_path, *args):
         (["--config.augment.scale=(0.5,)"], ["augment.scale", "two numbers"]),
         (["--config.augment.ratio=('a','b')"], ["augment.ratio", "two numbers"]),
         (["--config.data.mean=('a','b','c')"], ["data.mean", "three numbers"]),
+        (["--config.data.mean=(123.7,116.3,103.5)"], ["data.mean", "0 to 1"]),
+        (["--config.data.std=(58.4,57.1,57.4)"], ["data.std", "0 to 1"]),
         (["--config.optimizer.lr_decay=nan"], ["lr_decay", "finite"]),
         (["--config.optimizer.momentum=5.0"], ["momentum"]),
         (["--config.model.width=0"], ["width"]),

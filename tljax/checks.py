@@ -72,7 +72,7 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
                         "cache.features=off or augment.copies")  # fmt: skip
     for name in ("mean", "std"):
         values = config.data[name]
-        numbers = all(isinstance(v, int | float) and v >= 0 for v in values)
+        numbers = all(isinstance(v, int | float) and 0 <= v <= 1 for v in values)
         if len(values) not in (0, 3) or not numbers or (name == "std" and not all(values)):
             raise UserError(f"data.{name}={values} is not three numbers, one per channel, of values in 0 to 1")
     if config.data.resize and config.data.resize < config.data.size:
