@@ -110,3 +110,13 @@ def test_only_training_images_are_cut_to_their_boxes(photos):
             assert (pixels.image(index).shape != whole.image(index).shape) == cut
     with pytest.raises(UserError, match=r"data.boxes=True, but folder:.* knows no boxes"):
         load.decode_data(config, listed, resize=20, workdir=None)
+
+
+def test_a_class_with_fewer_images_than_are_asked_for_is_named(photos):
+    def notes(per_class):
+        config = tiny.make_config(photos, data__per_class=per_class)  # of 12 that train
+        return load.open_data(config.data, seed=0).notes
+
+    assert notes(12) == []
+    (note,) = notes(13)
+    assert note.startswith("data.per_class=13, but 'blue', 'green', 'red' have fewer images to train on (the least 12)")

@@ -209,6 +209,11 @@ def open_data(config: Any, *, seed: int) -> Listed:
         seed=config.split_seed,
         stratify=config.stratify,
     )
+    if config.per_class:
+        kept = np.bincount(source.labels[splits["train"]], minlength=len(source.classes))
+        if fewer := [name for name, n in zip(source.classes, kept.tolist(), strict=True) if n < config.per_class]:
+            words = f"data.per_class={config.per_class}, but {few(fewer)} have fewer images to train on (the least "
+            source = dataclasses.replace(source, notes=(*source.notes, f"{words}{kept.min():,})"))
     if source.splits and not split.startswith(("official", "kfold:")):
         if lost := [f"data.{FIELDS[name]}={named[name]}" for name in ("val", "test") if name in named]:
             raise UserError(f"data.split={split} divides all images anew and would ignore {' and '.join(lost)}; say "
