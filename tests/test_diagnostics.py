@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 from tests import tiny
 from tljax import train
 from tljax.diagnostics import Diagnostics, at_chance, constant, constant_loss, not_falling
+from tljax.evaluation import images_in_words
 from tljax.transfer.plan import make_phases
 from tljax.transfer.population import members_of
 
@@ -252,3 +254,34 @@ def test_a_head_that_dies_by_its_rate_is_said_of_a_real_run(photos, tmp_path):
     assert {"constant", "dead_classes"} <= {
         *kinds(result)
     }  # which is first, the end of an epoch or ten updates, is chance
+
+
+def test_images_that_the_weights_have_trained_on_are_no_test(photos, finished, tmp_path):
+    """A run that begins from another one's network under another split: what that one trained on is counted, also by
+    a third run that begins from the second."""
+    options = {"transfer__fresh": "", "transfer__train": "head", "epochs": 1}
+    config = tiny.make_config(photos, model__weights=str(finished), data__split_seed=1, **options)
+    result = train.run(config, tmp_path / "second", console=make_console())
+    with np.load(finished / "predictions.npz") as earlier, np.load(tmp_path / "second/predictions.npz") as now:
+        held_out = {*earlier["val_names"].tolist(), *earlier["test_names"].tolist()}
+        seen = np.array([name not in held_out for name in now["test_names"].tolist()])
+        right = now["test_logits"].argmax(1) == now["test_labels"]
+    assert "trained_before" in kinds(result)
+    assert 0 < seen.sum() == result["trained_before"]["test"]["images"] < len(seen)
+    rest = result["trained_before"]["test"]["without"]
+    assert (rest["correct"], rest["seen"]) == (right[~seen].sum(), (~seen).sum())
+    assert images_in_words(result, "test") == f"test (an earlier run trained on {seen.sum()} of these images)"
+    for weights, seed, count in ((tmp_path / "second", 1, seen.sum()), (finished, 0, 0)):
+        config = tiny.make_config(photos, model__weights=str(weights), data__split_seed=seed, **options)
+        x, _ = train.prepare(config, tmp_path, make_console())
+        assert x.trained_before("test").sum() == count
+        assert ("trained_before" in kinds({"warnings": Diagnostics(x, make_console()).entries(0)})) == (count > 0)
+
+
+def test_an_older_run_that_does_not_say_what_it_trained_on_is_named(photos, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "old")
+    (tmp_path / "old/images.npz").unlink()
+    console = make_console()
+    config = tiny.make_config(photos, model__weights=str(tmp_path / "old"), transfer__fresh="")
+    train.prepare(config, tmp_path, console)
+    assert "did not keep which images it trained on" in console.export_text()

@@ -1,5 +1,6 @@
 """A finished run in the formats of others: each says, in its own runtime, what the run says."""
 
+import io
 import json
 import os
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import safetensors
+import safetensors.numpy
+from rich.console import Console
 
 from tests import tiny
 from tljax import classifier as classifiers
@@ -22,8 +24,10 @@ from tljax.convert.torch_file import read_state_dict
 from tljax.convert.torch_writer import torch_bytes
 from tljax.convert.torchvision_recipe import recipe
 from tljax.errors import UserError
+from tljax.experiment import prepare
 from tljax.models import create_model, variable_shapes
 from tljax.report.console import make_console
+from tljax.transfer.initial import find_weights
 
 QUIET = make_console(quiet=True)
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,3 +288,21 @@ def test_where_torch_is_absent_the_line_says_so(tmp_path, monkeypatch):
     )
     about = json.loads((tmp_path / "out/metadata.json").read_text())
     assert about["torchvision"][-1] == "model.fc = torch.nn.Linear(64, 3)"
+
+
+def test_a_run_that_begins_from_an_export_keeps_its_classes_and_preprocessing(finished, photos, tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(portable.make_bytes("safetensors", load(finished)))
+    found = find_weights(str(weights), "resnet18")
+    assert (found.resize, found.crop) == (40, 32)
+    others = shutil.copytree(photos, tmp_path / "others")
+    (others / "green").rename(others / "zebra")  # as many, and in another order
+    options = {"model__weights": str(weights), "transfer__fresh": "", "transfer__train": "head"}
+    with pytest.raises(UserError, match=r"tells apart blue, green, red, .*, not the classes of"):
+        prepare(tiny.make_config(others, **options), tmp_path, make_console())
+    bare = tmp_path / "bare.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(weights), bare)
+    for path, said in ((weights, False), (bare, True)):
+        console = Console(record=True, width=1000, file=io.StringIO())
+        prepare(tiny.make_config(photos, **options | {"model__weights": str(path)}), tmp_path, console)
+        assert ("are taken for 'blue', 'green', 'red' in this order" in console.export_text()) == said

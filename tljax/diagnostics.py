@@ -288,6 +288,17 @@ def doubts(x: Experiment, known: np.ndarray, m: int) -> Iterable[tuple[str, str,
             "one; give another data.split or data.labels, or data.stratify=True",
             {"classes": lost},
         )
+    before = {split: x.trained_before(split) for split in ("val", "test") if x.earlier and split in x.data.splits}
+    if seen := {split: found for split, found in before.items() if found.any()}:
+        split, found = list(seen.items())[-1]
+        name = x.data.source.names[x.data.splits[split][int(found.argmax())]]
+        words = " and ".join(f"{found.sum():,} of {len(found):,} {split} images" for split, found in seen.items())
+        yield (
+            "trained_before",
+            f"{x.origin['source']} and the runs before it, where the weights come from, trained on {words}, such as "
+            f"{name!r}: what is said of them is no test; give that run's data.split, data.split_seed and data.val",
+            {"images": {split: int(found.sum()) for split, found in seen.items()}},
+        )
     if x.model.rectified and x.model.num_classes == 1:
         yield (
             "one_sided",

@@ -93,11 +93,16 @@ def chose_epoch(result: Mapping[str, Any]) -> bool:
 def images_in_words(result: Mapping[str, Any], split: str) -> str:
     """'test', 'validation', or 'validation (these images chose the epoch)': what an accuracy is of.
 
+    Also how many of the images an earlier run trained on, whose weights this one began from.
+
     Args:
       result: of a single run or a member.
       split: validation or test.
     """
-    return f"{split} (these images chose the epoch)" if split == "validation" and chose_epoch(result) else split
+    doubts = ["these images chose the epoch"] if split == "validation" and chose_epoch(result) else []
+    if before := result.get("trained_before", {}).get(split, {}).get("images"):
+        doubts.append(f"an earlier run trained on {before:,} of these images")
+    return f"{split} ({'; '.join(doubts)})" if doubts else split
 
 
 def by_class(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from tljax.data import duplicates
+from tljax.data import content, duplicates
 from tljax.data.augment import Augmentation, make_normalize, make_views
 from tljax.data.batches import num_batches, train_batches
 from tljax.data.colour import Colour
 from tljax.data.load import Data, decode_data, open_data
 from tljax.data.randaugment import RandAugment
 from tljax.data.statistics import mean_and_std
-from tljax.errors import UserError
+from tljax.errors import UserError, shorten
 from tljax.feed import Features, Feed
 from tljax.losses import Loss, hard, make_loss, outputs
 from tljax.memo import is_sharing
@@ -59,6 +59,7 @@ class Experiment:
       preprocessing: `resize`, `crop`, `mean`, `std`, `white`, `float_white`, as `Preprocessing` has them.
       origin: where the initial parameters came from.
       replicas: the devices.
+      earlier: digests of the pictures that the weights have trained on in earlier runs.
     """
 
     config: Any
@@ -70,6 +71,7 @@ class Experiment:
     preprocessing: dict[str, Any]
     origin: dict[str, Any]
     replicas: Replicas
+    earlier: frozenset[bytes] = frozenset()
 
     @property
     def batch_size(self) -> int:
@@ -81,6 +83,11 @@ class Experiment:
         """The examples of an update, by the fields that say so."""
         more = {"semi.batch_size": self.config.semi.batch_size} if self.joint else {}
         return {"batch_size": self.batch_size, **more}
+
+    def trained_before(self, split: str) -> np.ndarray:
+        """Of the images of a split, whether an earlier run that the weights come from trained on them, bool `[n]`."""
+        contents = self.data.contents[self.data.splits[split]].tolist()
+        return np.array([one in self.earlier for one in contents], bool)
 
     @property
     def joint(self) -> bool:
@@ -401,6 +408,13 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
             f"{loaded.source} tells apart {', '.join(loaded.classes[:3])}, ..., not the classes of {source.spec}; "
             f"say transfer.fresh=head"
         )
+    if "head" not in started and loaded.variables and loaded.classes is None:
+        ours = shorten([repr(name) for name in source.classes], 4)
+        console.print(
+            f"warning: {loaded.source} does not say which classes its head tells apart; its outputs are taken for "
+            f"{ours} in this order; say transfer.fresh=head if they are others",
+            markup=False,
+        )
 
     resize = d.resize or weights.short_side(d.size)
     with console_lib.progress_bar(console, "decoding") as advance:
@@ -421,6 +435,13 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         named = ", ".join(map(repr, flat[:3])) + (", ..." if len(flat) > 3 else "")
         console.print(f"warning: {len(flat):,} images have next to no contrast: {named}", markup=False)
 
+    earlier: frozenset[bytes] | None = frozenset()
+    if weights.path and weights.path.is_dir():
+        earlier = content.trained_on(weights.path)
+        if earlier is None:
+            console.print(f"warning: an older version made {weights.path} and did not keep which images it trained on: "
+                          "nobody can tell whether some are tested here", markup=False)  # fmt: skip
+
     mean, std = (weights.mean, weights.std) if d.normalize == "weights" else mean_and_std(data.pixels, data.pool)
     preprocessing = {
         "resize": resize, "crop": d.size, "mean": list(d.mean or mean), "std": list(d.std or std),
@@ -434,7 +455,9 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
     if is_population(config):
         variables = stack_members(model, members, plans[0][0], variables, loaded, started)
     replicas = Replicas.here(config.accumulate)
-    experiment = Experiment(config, members, data, model, phases, plans, preprocessing, origin, replicas)
+    experiment = Experiment(
+        config, members, data, model, phases, plans, preprocessing, origin, replicas, earlier or frozenset()
+    )
     return experiment, variables
 
 

@@ -141,10 +141,10 @@ def member_result(
     if x.config.select == "test":
         result["best_by_test"] = best_by_test(history)
 
-    def without(split: str, found: Copies) -> dict[str, Any] | None:
-        rest = ~found.any
+    def without(split: str, found: np.ndarray) -> dict[str, Any] | None:
+        rest = ~found
         own = logits[split][rest], labels[split][rest]
-        return score(*own, x.plain_loss).as_dict() if found.any.any() and rest.any() else None
+        return score(*own, x.plain_loss).as_dict() if found.any() and rest.any() else None
 
     classes = x.data.source.classes
     calibrated = calibration(logits, labels, chosen=chose_epoch(result))
@@ -153,7 +153,13 @@ def member_result(
         "by_class": {SPLITS[split]: by_class(logits[split], known, classes) for split, known in labels.items()},
         "without_images": {SPLITS[split]: names for split, names in x.data.without_images.items() if split in SPLITS},
         "notes": x.data.notes,
-        "duplicates": {"without": {SPLITS[split]: without(split, found["train"]) for split, found in copies.items()}},
+        "duplicates": {
+            "without": {SPLITS[split]: without(split, found["train"].any) for split, found in copies.items()}
+        },
+        "trained_before": {
+            SPLITS[split]: {"images": int(found.sum()), "without": without(split, found)}
+            for split, found in ((split, x.trained_before(split)) for split in labels)
+        },
         "test_labels": x.data.sealed.as_dict(),
         "best_step": best["step"],
         "diverged_step": trainer.diverged[m],

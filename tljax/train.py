@@ -109,7 +109,7 @@ def run(
             folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
             folders.claim(workdir, config.to_dict(), overwrite=overwrite)
             write_choices(workdir, config, choices)
-            content.keep(decoded or workdir, config.data, experiment.data)
+            content.keep(decoded or workdir, config.data, experiment.data, experiment.earlier)
             if config.pictures:
                 experiment.save_augmented(workdir / "augmented.png")
         agree_on_folder(workdir)

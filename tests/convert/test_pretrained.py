@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tljax.convert import pretrained
 from tljax.convert.pretrained import FILES, V1, V2, check_hash, hash_in_name, preprocessing, resolve
@@ -259,3 +260,20 @@ def test_tables_are_torchvisions(torchvision):
                 assert (tuple(preset.mean), tuple(preset.std)) == (ours.mean, ours.std)
                 assert preset.interpolation.value == "bilinear"
                 assert preset.antialias
+
+
+@pytest.mark.parametrize(
+    ("classes", "how"),
+    [
+        ('["a", 1]', '{"resize": "40", "crop": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}'),
+        ('{"a": 0}', '{"resize": 40, "crop": 0, "mean": [0, 0, 0], "std": [1, 1, 1]}'),
+        ("[" * 100_000, '{"resize": 40, "crop": 32, "mean": [0, 0], "std": [1, 1, 1]}'),
+        ("", '{"resize": 40, "crop": 32, "mean": [0, 0, 0], "std": [1, 1, 0]}'),
+        ("null", '{"resize": 40, "crop": 32, "mean": [0, 0, NaN], "std": [1, 1, 1]}'),
+        ("3", '{"resize": 40, "crop": 32, "mean": [0, 0, true], "std": [1, 1, 1]}'),
+    ],
+)
+def test_what_a_strangers_file_says_of_itself_is_nothing_unless_it_fits(tmp_path, classes, how):
+    path = tmp_path / "some.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, path, {"classes": classes, "preprocessing": how})
+    assert pretrained.of_export(path) == (None, None)

@@ -5,6 +5,7 @@ Sources of the tables: torchvision 0.28, the weight enums of models/resnet.py an
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import ssl
@@ -14,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from absl import logging
 from rich.console import Console
@@ -75,7 +76,8 @@ V1, V2 = Preprocessing(), Preprocessing(resize=232)
 
 
 def preprocessing(weights: str | os.PathLike[str] | None, arch: str) -> Preprocessing:
-    """The preprocessing that belongs to weights: V1's, also for fresh weights, unless V2 shows in the name or the file.
+    """The preprocessing that belongs to weights: that of the run whose export they are; else V1's, also for fresh
+    weights, unless V2 shows in the name or the file.
 
     Args:
       weights: 'imagenet', 'imagenet-v2', None, or a path: of a torchvision file by its name, or of a converted one,
@@ -92,10 +94,44 @@ def preprocessing(weights: str | os.PathLike[str] | None, arch: str) -> Preproce
         return V2
     path = Path(weights).expanduser()
     source = path.name
+    if own := of_export(path)[1]:
+        return own
     if path.is_file() and path.suffix == ".safetensors":
         metadata = torch_file.read(path)[1]
         source = metadata.get("source", "") if metadata.get("format") == FORMAT else source
     return V2 if source in FILES["imagenet-v2"].values() else V1
+
+
+def of_export(path: Path) -> tuple[tuple[str, ...] | None, Preprocessing | None]:
+    """Classes and preprocessing that an export of a finished run says in its metadata; None for what a file, which may
+    come from anybody, does not say.
+
+    Raises:
+      UserError: for a .safetensors file that cannot be read.
+    """
+    if not (path.is_file() and path.suffix == ".safetensors"):
+        return None, None
+    metadata = torch_file.read(path)[1]
+
+    def said(name: str) -> Any:
+        try:
+            return json.loads(metadata.get(name, "null"))
+        except (ValueError, RecursionError):
+            return None
+
+    names, how = said("classes"), said("preprocessing")
+    classes = tuple(names) if isinstance(names, list) and all(isinstance(one, str) for one in names) else None
+    if not isinstance(how, dict):
+        return classes, None
+    sides: list[Any] = [how.get("resize"), how.get("crop")]
+    shades: list[Any] = [how.get("mean"), how.get("std")]
+    if not all(type(side) is int and 0 < side < 1 << 15 for side in sides):
+        return classes, None
+    if not all(isinstance(three, list) and len(three) == 3 for three in shades):
+        return classes, None
+    if not all(type(one) in (int, float) and 0 <= one <= 1 for three in shades for one in three) or not all(shades[1]):
+        return classes, None
+    return classes, Preprocessing(*sides, *map(tuple, shades))
 
 
 def file_name(weights: str, arch: str) -> str:

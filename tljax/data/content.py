@@ -1,6 +1,9 @@
-"""Which pictures a run was begun with, by name and by what is in them: it goes on with no others, wherever they lie."""
+"""Which pictures a run was begun with, by name and by what is in them: it goes on with no others, wherever they lie.
 
-from collections.abc import Mapping
+Also on which of them its network has trained, so that a run that starts from it knows what it cannot be tested on.
+"""
+
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,14 @@ from tljax.errors import UserError
 _EXAMPLES = 3
 
 
-def keep(folder: Path, config: Any, data: Data) -> None:
-    """Writes into a run's folder which pictures it has, and where they lie. `config` is `config.data`.
+def keep(folder: Path, config: Any, data: Data, earlier: Set[bytes] = frozenset()) -> None:
+    """Writes into a run's folder which pictures it has, and where they lie.
+
+    Args:
+      folder: the run's.
+      config: `config.data`.
+      data: the pictures.
+      earlier: digests of those that its weights have trained on before.
 
     Raises:
       UserError: where it cannot.
@@ -26,6 +35,7 @@ def keep(folder: Path, config: Any, data: Data) -> None:
         "names": np.array([data.source.names[i] for i in held]),
         "contents": data.contents[held],
         "skipped": np.array([name for name, _ in data.pixels.skipped], np.str_),
+        "trained": np.array(sorted(earlier | set(data.contents[data.pool].tolist())), data.contents.dtype),
     }
     try:
         folders.write_arrays(folder / folders.IMAGES, **arrays)
@@ -45,6 +55,18 @@ def of_run(workdir: Path) -> dict[str, bytes]:
     """Digests of what a run's images held, by name: also of a member's, or a round's, which lie with the whole."""
     places = (workdir.resolve(), *workdir.resolve().parents[:2])
     return next((kept[0] for place in places if (kept := _kept(place)) is not None), {})
+
+
+def trained_on(workdir: Path) -> frozenset[bytes] | None:
+    """Digests of all pictures that a finished run's network has trained on, with labels or without, in that run and in
+    those that its weights came from; None where an older version did not keep them."""
+    for place in (workdir.resolve(), *workdir.resolve().parents[:2]):
+        if (place / folders.IMAGES).exists():
+            try:
+                return frozenset(folders.read_arrays(place / folders.IMAGES, "trained")[0].tolist())
+            except UserError:
+                return None
+    return None
 
 
 def check_moved(workdir: Path, config: Any) -> None:

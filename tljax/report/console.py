@@ -197,6 +197,10 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
         found = result[name]
         which = f", best epoch {found['best_epoch']}" if name == "validation" else ""
         which += ", chosen on these images" if which and found["chose_epoch"] else ""
+        before = result.get("trained_before", {}).get(name, {})
+        if rest := before.get("without"):
+            which += f"; without {before['images']:,} that an earlier run trained on "
+            which += percent(rest["correct"], rest["seen"], rest["interval95"])
         unseen = unseen_words(result.get("without_images", {}), name)
         console.print(
             f"{name} accuracy {percent(found['correct'], found['seen'], found['interval95'])}{which}"

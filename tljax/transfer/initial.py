@@ -96,7 +96,8 @@ def load_pretrained(weights: Weights, arch: str) -> Loaded:
         variables, source = saved_variables(weights.path, result["best_step"]), str(weights.path)
         return Loaded(variables, source, {"source": source}, tuple(result["classes"]))
     variables, metadata = load_weights(weights.path, arch)
-    return Loaded(variables, str(weights.path), {"source": weights.path.name, **metadata})
+    classes = pretrained.of_export(weights.path)[0]
+    return Loaded(variables, str(weights.path), {"source": weights.path.name, **metadata}, classes)
 
 
 def merge_loaded(
