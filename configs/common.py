@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     # loss; or the last.
     config.select = "validation"  # validation, loss, last
     config.batch_size = 32  # examples per update, over all devices
-    config.accumulate = 1  # parts that a batch is cut into to save memory; one update all the same
+    config.accumulate = 1  # parts that a batch is cut into to save memory; one update, but batch norms see a part each
     config.cross_replica_bn = False  # batch statistics over all devices instead of each device's own
 
     config.deterministic = False  # the same bits from run to run on a GPU too, at a price; on a CPU they are so anyway

@@ -256,6 +256,18 @@ def test_a_head_that_dies_by_its_rate_is_said_of_a_real_run(photos, tmp_path):
     }  # which is first, the end of an epoch or ten updates, is chance
 
 
+def test_batch_norm_over_single_images_is_said(started):
+    for alone in ({"batch_size": 1}, {"batch_size": 8, "accumulate": 8}, {"batch_size": 5, "accumulate": 4}):
+        x = started(**alone)[0].x
+        here = dataclasses.replace(x, replicas=dataclasses.replace(x.replicas, devices=1, local=1))
+        (entry,) = Diagnostics(here, make_console()).entries(0)
+        assert entry["kind"] == "one_example" and f"batch_size={alone['batch_size']}" in entry["message"]
+        spread = dataclasses.replace(x.replicas, devices=4, local=4)
+        pair = started(batch_size=8)[0].x
+        assert not Diagnostics(dataclasses.replace(pair, replicas=spread), make_console()).entries(0)
+    assert not started(squeeze=True, batch_size=1)[0].entries(0)  # which has no batch norm
+
+
 def test_images_that_the_weights_have_trained_on_are_no_test(photos, finished, tmp_path):
     """A run that begins from another one's network under another split: what that one trained on is counted, also by
     a third run that begins from the second."""

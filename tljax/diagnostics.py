@@ -288,6 +288,17 @@ def doubts(x: Experiment, known: np.ndarray, m: int) -> Iterable[tuple[str, str,
             "one; give another data.split or data.labels, or data.stratify=True",
             {"classes": lost},
         )
+    devices = 1 if x.config.cross_replica_bn else x.replicas.devices
+    batch_norms = any(mode.use_batch for plan in x.plans[m] for mode in plan.modes.values())
+    if batch_norms and x.batch_size < 2 * x.config.accumulate * devices:
+        parts = f" in {x.config.accumulate} parts" * (x.config.accumulate > 1)
+        parts += f" on {devices} devices" * (devices > 1)
+        yield (
+            "one_example",
+            f"batch norm takes its statistics from single images (batch_size={x.batch_size}{parts}), and evaluation "
+            "does not: give a larger batch_size or fewer accumulate, or transfer.bn=eval",
+            {},
+        )
     before = {split: x.trained_before(split) for split in ("val", "test") if x.earlier and split in x.data.splits}
     if seen := {split: found for split, found in before.items() if found.any()}:
         split, found = list(seen.items())[-1]
