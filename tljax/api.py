@@ -6,6 +6,7 @@ stop button, raises `tljax.interrupt.Interrupted` once everything is saved, and 
 No call leaves the process other than it was: see `tljax.guest`, and `setup_process` for a process that is tljax's own.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -433,50 +434,28 @@ def _meant(names: Iterable[str], classes: Sequence[str]) -> str:
 
 
 def _met(run: Run, digests: Sequence[bytes], spec: str = "", names: Sequence[str] = ()) -> dict[str, Any]:
-    """Which of the images, by the digests of their files, the run trained on, and how many chose its epoch.
+    """Which of the images, by the digests of their files, the network trained on, and how many chose its epoch.
 
     Of a run that an older version began the former is not known, and the latter by place and name.
     """
-    if (own := _digests_of_run(run)) is None:
-        return {"trained_on": None, "chose": _chose(run, spec, names)}
-    train, val = own
-    chose = sum(digest in val for digest in digests) if chose_epoch(run.result) else 0
-    return {"trained_on": np.array([digest in train for digest in digests]), "chose": chose}
+    trained, kept, own = content.trained_on(run.workdir), {}, np.array(())
+    if chose_epoch(run.result):
+        with contextlib.suppress(UserError):  # damaged: nobody can tell
+            kept = content.of_run(run.workdir)
+            (own,) = folders.read_arrays(run.workdir / PREDICTIONS, "val_names")
+    if kept:
+        val = {kept[name] for name in own.tolist() if name in kept}
+        chose = sum(digest in val for digest in digests)
+    else:
+        chose = len(_places(spec, names) & _places(run.result["config"]["data"]["source"], own.tolist()))
+    return {"trained_on": None if trained is None else np.array([one in trained for one in digests]), "chose": chose}
 
 
-def _digests_of_run(run: Run) -> tuple[set[bytes], set[bytes]] | None:
-    """Of the files that a run learned from, with a label or without, and of its validation images; None where an older
-    version did not keep them, or what was kept is damaged."""
-    config = run.result["config"]
-    there = [split for split, word in SPLITS.items() if run.result[word] is not None]
-    if config["semi"]["method"] == "none" and not config["data"]["pseudo"] and config["data"]["labels"] != "all":
-        there.append("unlabelled")  # not learned from
-    try:
-        kept = content.of_run(run.workdir)
-        found = folders.read_arrays(run.workdir / PREDICTIONS, *(f"{split}_names" for split in there)) if there else []
-    except UserError:
-        return None
-    names = dict(zip(there, (set(members.tolist()) for members in found), strict=True))
-    others, val = set().union(*names.values()), names.get("val", set())
-    train = {digest for name, digest in kept.items() if name not in others}
-    return (train, {kept[name] for name in val & set(kept)}) if kept else None
-
-
-def _chose(run: Run, spec: str, names: Sequence[str]) -> int:
-    """How many of a source's images are those that chose the run's epoch, by place and name."""
-    if not chose_epoch(run.result):
-        return 0
-    try:
-        (own,) = folders.read_arrays(run.workdir / PREDICTIONS, "val_names")
-    except UserError:
-        return 0
-
-    def places(spec: str, names: Iterable[str]) -> set[str]:
-        kind, _, path = spec.partition(":")
-        root = os.path.realpath(path) if kind in ("folder", "pets") else spec
-        return {os.path.join(root, name) for name in names}
-
-    return len(places(spec, names) & places(run.result["config"]["data"]["source"], own.tolist()))
+def _places(spec: str, names: Iterable[str]) -> set[str]:
+    """Where images of a source lie, by their names."""
+    kind, _, path = spec.partition(":")
+    root = os.path.realpath(path) if kind in ("folder", "pets") else spec
+    return {os.path.join(root, name) for name in names}
 
 
 def _kept(run: Run, split: str | None) -> Evaluation:
