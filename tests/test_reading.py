@@ -213,15 +213,36 @@ class CountedFiles:
         return self.files(index)
 
 
+@pytest.mark.parametrize("kind", ["gif", "tiff", "webp", "png"])
+def test_files_of_several_pictures_are_named(tmp_path, kind):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    pages = [Image.new("RGB", (24, 20), (shade, 9, 9)) for shade in (0, 90, 180)]
+    pages[0].save(tmp_path / "a" / f"three.{kind}", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "b" / f"one.{kind}")
+    (tmp_path / "a" / f"damaged.{kind}").write_bytes((tmp_path / "a" / f"three.{kind}").read_bytes()[:40])
+    source = open_folder(tmp_path)
+    for how in ({}, {"memory_bytes": 10, "spill": tmp_path / "kept"}, {"memory_bytes": 10, "spill": tmp_path / "kept"}):
+        found = decode_all(source, np.arange(len(source)), short_side=20, **how)
+        assert found.paged == (f"a/three.{kind}",)
+        assert found.image(source.names.index(f"a/three.{kind}")).max() < 20
+        assert [name for name, _ in found.skipped] == [f"a/damaged.{kind}"]
+
+
 def test_a_run_says_what_is_white_once_and_everything_after_uses_it(tmp_path, capsys):
     folder = scans(tmp_path / "scans")
     Image.new("L", (48, 40), 90).save(folder / "red" / "empty.png")
+    slices = [Image.fromarray(np.full((40, 48), shade, np.uint16)) for shade in (900, 3000)]
+    slices[0].save(folder / "red" / "stack.tif", save_all=True, append_images=slices[1:])
     config = tiny.make_config(folder, epochs=1)
     result = train.run(config, tmp_path / "run", console=make_console())
     told = capsys.readouterr().out
     assert told.count("images of more than 8 bits use 12 of them: 4,095 is white") == 1
-    assert "warning: 1 images have next to no contrast: 'red/empty.png'" in told
-    assert (result["preprocessing"]["white"], result["low_contrast"]["files"]) == (4095, ["red/empty.png"])
+    flat = ["red/empty.png", "red/stack.tif"]
+    assert "warning: 2 images have next to no contrast: 'red/empty.png', 'red/stack.tif'" in told
+    assert "warning: 1 files have several pages or frames, the first of which is the image: 'red/stack.tif'" in told
+    assert (result["preprocessing"]["white"], result["low_contrast"]["files"]) == (4095, flat)
+    assert result["several_pictures"] == {"count": 1, "files": ["red/stack.tif"]}
     classifier, path = load(tmp_path / "run"), folder / "red" / "001.png"
     seen = classifier.see(path.read_bytes())
     assert seen.mean() > 80

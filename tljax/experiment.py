@@ -15,7 +15,7 @@ from tljax.data import content, duplicates
 from tljax.data.augment import Augmentation, make_normalize, make_views
 from tljax.data.batches import num_batches, train_batches
 from tljax.data.colour import Colour
-from tljax.data.load import Data, decode_data, open_data
+from tljax.data.load import Data, decode_data, few, open_data
 from tljax.data.randaugment import RandAugment
 from tljax.data.statistics import mean_and_std
 from tljax.errors import UserError, shorten
@@ -431,9 +431,12 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         console.print(f"skipped {len(data.skipped):,} files, such as {name!r}: {reason}", markup=False)
     if words := data.pixels.levels.words:
         console.print(words, markup=False)
-    if flat := data.pixels.flat:
-        named = ", ".join(map(repr, flat[:3])) + (", ..." if len(flat) > 3 else "")
-        console.print(f"warning: {len(flat):,} images have next to no contrast: {named}", markup=False)
+    for names, words in (
+        (data.pixels.flat, "images have next to no contrast"),
+        (data.pixels.paged, "files have several pages or frames, the first of which is the image"),
+    ):
+        if names:
+            console.print(f"warning: {len(names):,} {words}: {few(names)}", markup=False)
 
     earlier: frozenset[bytes] | None = frozenset()
     if weights.path and weights.path.is_dir():

@@ -134,6 +134,17 @@ def may_be_wide(head: bytes) -> bool:
     return not head.startswith((b"\xff\xd8", b"GIF8", b"BM", b"RIFF"))
 
 
+def has_more_pictures(data: bytes) -> bool:
+    """Whether a file has further pages or frames, of which `decode` reads the first. Of a JPEG they are no matter: what
+    cameras put behind the picture is not for people."""
+    if not data.startswith((b"GIF8", b"II", b"MM", b"RIFF", b"\x89PNG")):
+        return False
+    with contextlib.suppress(Exception), _quiet_pillow(), _open(data) as image:  # damage is told by who decodes it
+        image.seek(1)
+        return True
+    return False
+
+
 def _fits(data: np.ndarray, short_side: int, max_aspect: float) -> bool:
     if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
         return False

@@ -10,15 +10,15 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 import PIL
 
-from tljax.data.decode import PLUGINS, UNKNOWN, Levels, decode, has_plugin, largest, may_be_wide
+from tljax.data.decode import PLUGINS, UNKNOWN, Levels, decode, has_more_pictures, has_plugin, largest, may_be_wide
 from tljax.data.reading import MAX_ASPECT, Unreadable
 from tljax.data.source import Source
 from tljax.errors import UserError
@@ -42,6 +42,7 @@ class Pixels:
       sizes: int32 `[N, 2]`, height and width; zeros for images that are not held.
       skipped: (name, reason) of images that were asked for and could not be read, in the order of their indices.
       flat: names of images without contrast, in the same order.
+      paged: names of files with more than one picture, of which the first is held.
       levels: what was white.
       contents: digests of the files, or of what else the source gave, that they were decoded from: bytes `[N]`, empty
         for images that are not held; None where it is not known.
@@ -52,6 +53,7 @@ class Pixels:
     sizes: np.ndarray
     skipped: tuple[tuple[str, str], ...] = ()
     flat: tuple[str, ...] = ()
+    paged: tuple[str, ...] = ()
     levels: Levels = UNKNOWN
     contents: np.ndarray | None = None
 
@@ -162,6 +164,7 @@ def decode_all(
     contents = np.zeros(len(source), _CONTENT)
     skipped: list[tuple[str, str]] = []
     flat: list[str] = []
+    paged: set[int] = set()
     workers = max(1, workers or _processors())
     limit = available_memory() // 2 if memory_bytes is None else memory_bytes
     # No image is larger than this, and pages that are never written take no memory.
@@ -176,6 +179,8 @@ def decode_all(
             box = None if boxes is None or np.isnan(boxes[index]).any() else boxes[index]
             data = source.read(index)
             contents[index] = content_of(data)
+            if isinstance(data, bytes) and has_more_pictures(data):
+                paged.add(index)
             return decode(data, short_side=short_side, max_aspect=max_aspect, box=box, levels=levels)
         except Unreadable as error:
             return error.reason
@@ -191,6 +196,7 @@ def decode_all(
             if isinstance(result, str):
                 skipped.append((source.names[index], result))
                 contents[index] = b""
+                paged.discard(index)
             else:
                 sizes[index] = result.shape[:2]
                 if int(result.max()) - int(result.min()) < LOW_CONTRAST:
@@ -206,10 +212,11 @@ def decode_all(
                 total += result.size
             if progress:
                 progress(done, len(wanted))
+        several = tuple(source.names[index] for index in sorted(paged))
         if file is not None:
-            file.finish(sizes[wanted], skipped, flat, contents[wanted])
+            file.finish(sizes[wanted], contents[wanted], skipped=skipped, flat=flat, paged=several)
             memory = np.memmap(file.path, np.uint8, "r", shape=(total,))
-    return Pixels(memory[:total], _offsets(sizes), sizes, tuple(skipped), tuple(flat), levels, contents)
+    return Pixels(memory[:total], _offsets(sizes), sizes, tuple(skipped), tuple(flat), several, levels, contents)
 
 
 def content_of(data: bytes | np.ndarray) -> bytes:
@@ -338,13 +345,13 @@ class _CacheFile:
         except OSError as error:
             raise self._no_room(error) from None
 
-    def finish(self, sizes: np.ndarray, skipped: list[tuple[str, str]], flat: list[str], contents: np.ndarray) -> None:
-        """Appends the record (sizes and contents in the order of the images asked for) and moves the file into its
-        place."""
+    def finish(self, sizes: np.ndarray, contents: np.ndarray, **told: Sequence[Any]) -> None:
+        """Appends the record (sizes and contents in the order of the images asked for, and what is to be told of them)
+        and moves the file into its place."""
         assert self._file is not None
         found = {
-            "key": self._key, "digest": self._digest.hexdigest(), "sizes": sizes.tolist(), "skipped": skipped,
-            "flat": flat, "contents": [content.decode() for content in contents],
+            "key": self._key, "digest": self._digest.hexdigest(), "sizes": sizes.tolist(),
+            "contents": [content.decode() for content in contents], **told,
         }  # fmt: skip
         record = json.dumps(found).encode()
         self.write(record + len(record).to_bytes(8, "little") + _MAGIC)
@@ -396,7 +403,8 @@ def _reopen(path: Path, key: str, count: int, wanted: np.ndarray) -> Pixels | No
         buffer = np.memmap(path, np.uint8, "r", shape=(total,))
         if hashlib.blake2b(buffer.data).hexdigest() != record["digest"]:
             return None
-        skipped, flat = tuple((name, reason) for name, reason in record["skipped"]), tuple(record["flat"])
+        skipped = tuple((name, reason) for name, reason in record["skipped"])
+        flat, paged = tuple(record["flat"]), tuple(record["paged"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Pixels(buffer, _offsets(sizes), sizes, skipped, flat, contents=contents)
+    return Pixels(buffer, _offsets(sizes), sizes, skipped, flat, paged, contents=contents)
