@@ -22,7 +22,7 @@ from tljax.errors import UserError, shorten
 from tljax.feed import Features, Feed
 from tljax.losses import Loss, hard, make_loss, outputs
 from tljax.memo import is_sharing
-from tljax.models import Network, create_model, init_variables, variable_shapes
+from tljax.models import Network, check_side, create_model, init_variables, variable_shapes
 from tljax.models.layers import parameter_dtype
 from tljax.report import console as console_lib
 from tljax.report import pictures
@@ -366,6 +366,7 @@ def outline(config: Any) -> Outline:
     )
     sketch = build()  # shapes suffice to find what is wrong with the plan
     shapes = variable_shapes(sketch)
+    check_side(sketch, m.name, config.data.size)
     scratch = no_weights(m.weights)
     fresh = "all" if scratch else t.fresh
     for chosen in {t.fresh, fresh}:
@@ -397,6 +398,10 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
     build, members, phases, sketch, shapes, fresh = outline(config)
     listed = open_data(d, seed=config.seed)
     source = listed.source
+    if config.select == "test" and "test" not in listed.splits:
+        raise UserError(f"select='test' tests every epoch, and {source.spec} has no test images, but "
+                        f"{' and '.join(listed.splits)}; say data.test=val to test on its folder val, or give "
+                        "data.split")  # fmt: skip
     num_classes = head_outputs(config, len(source.classes))
 
     weights = find_weights(m.weights, m.name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tljax.errors import UserError
-from tljax.models import MODELS, Pass, cpu, create_model, init_variables, variable_shapes
+from tljax.models import MODELS, Pass, check_side, cpu, create_model, init_variables, variable_shapes
 from tljax.models.layers import dropout, max_pool, random_fields
 
 # torchvision's own counts, from its documentation of the weights.
@@ -278,3 +278,16 @@ def test_a_head_begins_small_where_that_is_asked_for(name, path, options):
     assert np.std(head["kernel"]) == pytest.approx(0.01, rel=0.02)
     with pytest.raises(UserError, match=r"model.head_init='zero' is not one of torch, normal"):
         create_model(name, head_init="zero")
+
+
+@pytest.mark.parametrize(
+    "name, least", [("squeezenet1_0", 21), ("squeezenet1_1", 17), ("resnet18", 1), ("mini_xception", 1)]
+)
+def test_pictures_that_are_too_small_are_told_the_least_side(name, least):
+    model = create_model(name, num_classes=5)
+    check_side(model, name, least)
+    for side in {1, least - 1} - {0, least}:
+        with pytest.raises(UserError, match=f"^data.size={side} is too small for model.name={name}; it takes {least} "):
+            check_side(model, name, side)
+    out = jax.eval_shape(model.apply, variable_shapes(model), jax.ShapeDtypeStruct((1, least, least, 3), jnp.float32))
+    assert out.shape == (1, 5)

@@ -14,7 +14,9 @@ from tljax.models.resnet import ResNet
 from tljax.models.squeezenet import SqueezeNet
 from tljax.models.xception import MiniXception
 
-__all__ = ["MODELS", "BatchNormMode", "Network", "Pass", "create_model", "init_variables", "variable_shapes"]
+__all__ = [
+    "MODELS", "BatchNormMode", "Network", "Pass", "check_side", "create_model", "init_variables", "variable_shapes",
+]  # fmt: skip
 
 MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
     "resnet18": (ResNet, dict(blocks=(2, 2, 2, 2))),
@@ -104,6 +106,25 @@ def variable_shapes(model: Network) -> dict[str, Any]:
     return _collections(jax.eval_shape(init, jax.random.key(0), _images()))
 
 
+def check_side(model: Network, name: str, side: int) -> None:
+    """Raises UserError for pictures of `side` pixels that are too small for a network to leave anything of."""
+    if side < SIDE and not _takes(model, side):  # type: ignore[arg-type]
+        least = next(n for n in range(side + 1, SIDE + 1) if _takes(model, n))  # type: ignore[arg-type]
+        raise UserError(f"data.size={side} is too small for model.name={name}; it takes {least} pixels and more")
+
+
+@functools.lru_cache(maxsize=256)
+def _takes(model: Network, side: int) -> bool:
+    """Whether some of a picture arrives at the head."""
+    picture = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    last = "pool" if "pool" in model.stages else "head"
+    try:
+        seen: Any = jax.eval_shape(lambda v, x: model.apply(v, x, end=last), variable_shapes(model), picture)
+    except (ValueError, TypeError, ZeroDivisionError):  # windows that are larger than what there is
+        return False
+    return 0 not in seen.shape
+
+
 @functools.lru_cache(maxsize=16)
 def _init(model: Network) -> Callable[..., Any]:
     """A model's initialization, traced and compiled once for all runs of a process."""
@@ -111,9 +132,11 @@ def _init(model: Network) -> Callable[..., Any]:
     return jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
 
 
+SIDE = 64  # of what parameters are made for; none depends on it, and every network takes it
+
+
 def _images() -> jax.Array:
-    """What parameters are made for; none depends on the side of it."""
-    return jnp.zeros((1, 64, 64, 3))
+    return jnp.zeros((1, SIDE, SIDE, 3))
 
 
 def _collections(variables: Any) -> dict[str, Any]:
