@@ -266,6 +266,26 @@ def test_a_run_of_before_is_read_as_it_was(finished, tmp_path):
         np.testing.assert_array_equal(seen, reading.see(ODD["gray"].data, result["preprocessing"]))
 
 
+@pytest.mark.parametrize("most, white, words", [
+    (5.0, None, "floats up to 5, neither from 0 to 1 nor from 0 to 255"), (300.0, None, "floats up to 300, neither"),
+    (1.5, None, "neither"), (1.5, 1.0, "more than the run's white, 1"), (70000.0, 65535.0, "more than the run's white"),
+])  # fmt: skip
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_floats_beyond_white_are_refused(most, white, words, channels):
+    pixels = np.full((40, 40, channels), 0.5)
+    pixels[3, 4, 0] = most
+    with pytest.raises(reading.Unreadable, match=words):
+        reading.from_array(pixels, float_white=white)
+
+
+@pytest.mark.parametrize("most, white, scale", [(1.0, None, 1), (1.0005, None, 1), (0.3, None, 1), (200.0, None, 255),
+                                                (255.0, None, 255), (1.0005, 1.0, 1), (200.0, 255.0, 255)])  # fmt: skip
+def test_floats_up_to_white_are_read(most, white, scale):
+    pixels = np.full((40, 40, 3), most)
+    seen = np.asarray(reading.from_array(pixels, float_white=white))
+    assert (seen == min(255, round(most * 255 / scale))).all()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.5])
 def test_floats_that_are_no_pixels_are_refused(finished, value):
     pixels = np.full((40, 40, 3), 0.5, np.float32)

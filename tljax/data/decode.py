@@ -44,7 +44,11 @@ class Levels(NamedTuple):
         """Of data whose largest values these are; 0 where they have no such values."""
         return cls(
             _full(largest) if largest else WHITE,
-            None if not largest_float else 1.0 if largest_float <= 1 else float(_full(math.ceil(largest_float))),
+            None
+            if not largest_float
+            else 1.0
+            if largest_float <= reading.ROUNDED
+            else float(_full(math.ceil(largest_float))),
         )
 
     @property

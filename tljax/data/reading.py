@@ -10,7 +10,7 @@ This file needs Pillow and NumPy alone: an export has a copy of it beside the ne
 * Gray becomes RGB with three equal channels. Values of more than 8 bits are scaled so that `white` becomes 255, and
   cut there; `white` is 2^n - 1 for data of n bits, whatever the files could hold.
 * Floats are scaled so that `float_white` becomes 255; where that is not known, 1 if the picture has nothing above 1,
-  else 255.
+  else 255. An array of floats that fits neither is refused.
 """
 
 import contextlib
@@ -29,6 +29,8 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB", "JPEG2000"
 PLUGINS = ("HEIF", "JXL")  # of pillow-heif and pillow-jxl-plugin, where somebody has imported and registered them
 MAX_ASPECT = 2.0  # of a longer picture only the middle is kept
 WHITE = 65535  # of 16 bits
+ROUNDED = 1.001  # times white: floats that were computed may lie as far above it
+DIM = 16  # of 255: floats above 1 that do not reach it are more likely something else than a picture
 ORIENTATION = 0x0112  # EXIF
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -125,12 +127,23 @@ def from_array(data: np.ndarray, *, white: int = WHITE, float_white: float | Non
         )
     data = data[..., None] if data.ndim == 2 else data
     alpha = data[..., -1:] if data.shape[2] in (2, 4) else None
-    picture = _to_rgb(data if alpha is None else data[..., :-1], white, float_white)
+    colors = data if alpha is None else data[..., :-1]
+    if kind.kind == "f" and (reason := _beyond(float(colors.max()), float_white)):
+        raise Unreadable(f"floats up to {colors.max():g}, {reason}; give pixels in that range, or uint8")
+    picture = _to_rgb(colors, white, float_white)
     if alpha is None:
         return Image.fromarray(picture)
     most = {"f": 1.0, "b": 1}.get(kind.kind) or np.iinfo(kind).max
     cover = np.rint(np.nan_to_num(alpha.astype(np.float32)).clip(0, most) * (255 / most)).astype(np.uint8)
     return _on_white(Image.fromarray(np.concatenate([picture, cover], axis=2)))
+
+
+def _beyond(most: float, white: float | None) -> str:
+    """Why floats with this largest value are no pixels: it is above white, or far below the white that it would be read
+    with. Empty where they are."""
+    if white is not None:
+        return "" if most <= white * ROUNDED else f"more than the run's white, {white:g}"
+    return "" if most <= ROUNDED or DIM <= most <= 255 * ROUNDED else "neither from 0 to 1 nor from 0 to 255"
 
 
 def largest(data: np.ndarray) -> tuple[int, float]:
@@ -190,7 +203,7 @@ def _to_rgb(values: np.ndarray, white: int, float_white: float | None) -> np.nda
         values = values.astype(np.uint8) * np.uint8(255)
     elif values.dtype.kind == "f":
         values = np.nan_to_num(values.astype(np.float32))
-        values = values * np.float32(255 / (float_white or (1 if values.max() <= 1 else 255)))
+        values = values * np.float32(255 / (float_white or (1 if values.max() <= ROUNDED else 255)))
         values = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     elif values.dtype != np.uint8:
         wide = np.clip(values.astype(np.int64), 0, white)
