@@ -86,7 +86,7 @@ def available(config: Any) -> tuple[Backbone, ...]:
       UserError: when there is none.
     """
     own, found = own_backbone(config), []
-    folders = (pretrained.cache_folder(), pretrained.torch_cache_folder())
+    folders = pretrained.folders()
     for weights, files in pretrained.FILES.items():
         for name, file in files.items():
             if any((folder / file).is_file() for folder in folders):

@@ -1,6 +1,7 @@
 """Tables of weights, the cache, and downloads from a server that behaves badly."""
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -277,3 +278,28 @@ def test_what_a_strangers_file_says_of_itself_is_nothing_unless_it_fits(tmp_path
     path = tmp_path / "some.safetensors"
     safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, path, {"classes": classes, "preprocessing": how})
     assert pretrained.of_export(path) == (None, None)
+
+
+@pytest.mark.parametrize("home", ["unknown", "read-only", "missing"])
+def test_a_user_without_a_home_has_weights_all_the_same(server, tmp_path, monkeypatch, home):
+    """HOME is not set and the system does not know the user, or there is nothing that could be written to."""
+    for name in ("TLJAX_CACHE", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    if home == "unknown":
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it gives back then
+    elif home == "read-only":
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        (tmp_path / "home").mkdir()
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "home" and access(path, mode))
+    else:
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        found = resolve("imagenet", "net")
+        assert found.read_bytes() == CONTENT
+    assert server.asked == [""]
+    if home in ("unknown", "read-only"):
+        assert found.is_relative_to(tmp_path / "tmp")

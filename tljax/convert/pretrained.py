@@ -10,6 +10,7 @@ import os
 import re
 import ssl
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -80,8 +81,8 @@ def preprocessing(weights: str | os.PathLike[str] | None, arch: str) -> Preproce
     weights, unless V2 shows in the name or the file.
 
     Args:
-      weights: 'imagenet', 'imagenet-v2', None, or a path: of a torchvision file by its name, or of a converted one,
-        whose metadata names its source.
+      weights: 'imagenet', 'imagenet-v2', None, or a path: of a torchvision file by its name, of a converted one, whose
+        metadata names its source, or of an export as safetensors, whose metadata has its own.
       arch: the architecture.
 
     Raises:
@@ -92,7 +93,7 @@ def preprocessing(weights: str | os.PathLike[str] | None, arch: str) -> Preproce
     if str(weights) == "imagenet-v2":
         file_name(str(weights), arch)
         return V2
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     source = path.name
     if own := of_export(path)[1]:
         return own
@@ -148,16 +149,46 @@ def file_name(weights: str, arch: str) -> str:
     return FILES[weights][arch]
 
 
+def folders() -> list[Path]:
+    """Where weights are looked for."""
+    return [folder for folder in (*_caches(), torch_cache_folder()) if folder]
+
+
 def cache_folder() -> Path:
-    """Where downloads are kept: `weights` in $TLJAX_CACHE or ~/.cache/tljax."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/tljax").expanduser() / "weights"
+    """Where downloads are kept: `weights` in $TLJAX_CACHE or ~/.cache/tljax; for a user without a home, or whose home
+    takes no file, among the system's temporary files."""
+    return next((folder for folder in _caches() if _is_writable(folder)), _caches()[0])
 
 
-def torch_cache_folder() -> Path:
-    """Where torch.hub keeps its downloads."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("TORCH_HOME") or Path(cache) / "torch"
-    return Path(home).expanduser() / "hub" / "checkpoints"
+def _caches() -> list[Path]:
+    """Where downloads may be, the usual place first."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return [Path(os.path.expanduser(named)) / "weights"]
+    home, user = _home(), os.getuid() if hasattr(os, "getuid") else "cache"
+    temporary = Path(tempfile.gettempdir()) / f"tljax-{user}" / "weights"
+    return [*([home / ".cache" / "tljax" / "weights"] if home else []), temporary]
+
+
+def _home() -> Path | None:
+    """The user's home; None without HOME for a user whom the system does not know."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder, or the nearest one above it that exists, takes files."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return os.access(there, os.W_OK | os.X_OK)
+
+
+def torch_cache_folder() -> Path | None:
+    """Where torch.hub keeps its downloads; None for a user without a home."""
+    home, cache = _home(), os.environ.get("XDG_CACHE_HOME")
+    named = os.environ.get("TORCH_HOME") or (cache and os.path.join(cache, "torch"))
+    usual = Path(os.path.expanduser(named)) if named else home and home / ".cache" / "torch"
+    return usual and usual / "hub" / "checkpoints"
 
 
 def resolve(weights: str | os.PathLike[str], arch: str, *, base_url: str | None = None) -> Path:
@@ -175,13 +206,13 @@ def resolve(weights: str | os.PathLike[str], arch: str, *, base_url: str | None 
       UserError: no such weights, a wrong hash, or a download that failed: then it says which file to put where.
     """
     if str(weights) not in FILES:
-        path = Path(weights).expanduser()
+        path = Path(os.path.expanduser(weights))
         if not path.is_file():
             raise UserError(f"model.weights={str(weights)!r} is no file that exists, and none of {', '.join(FILES)}")
         check_hash(path)
         return path
     name = file_name(str(weights), arch)
-    for folder in (cache_folder(), torch_cache_folder()):
+    for folder in folders():
         if (folder / name).is_file():
             check_hash(folder / name)
             return folder / name
