@@ -147,6 +147,14 @@ def test_names_from_patterns_folders_and_standard_input(photos):
 
     assert names(f"{photos}/*/00[01].png") == [f"{photos}/{c}/00{i}.png" for c in tiny.CLASSES for i in (0, 1)]
     assert names(str(photos / "red")) == [f"{photos}/red/{i:03}.png" for i in range(24)]
+    assert names("-", stdin="\ufeffa.png\r\nb\u00f6.png\r\n".encode()) == ["a.png", "b\u00f6.png"]
+    assert names("-", stdin="a.png\r\nb\u00f6.png\r\n".encode("utf-16")) == ["a.png", "b\u00f6.png"]
+    assert names("-", stdin=b"a.png\0b\nc.png\0") == ["a.png", "b\nc.png"]  # find -print0
+    for path in (*photos.glob("red/00?.png"),):
+        for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO"):
+            file = io.BytesIO()
+            Image.open(path).resize((16, 16)).save(file, kind)
+            assert names("-", stdin=file.getvalue()) == ["-"] or kind == "PPM", kind
     assert names("-", "c.png", stdin=b"a.png\n\nb c.png\r\n") == ["a.png", "b c.png", "c.png"]
     picture = (photos / "red/000.png").read_bytes()
     (found,) = predict.find_pictures(["-"], lambda: picture)

@@ -4,14 +4,15 @@
     find photos -name '*.jpg' | python -m tljax.predict runs/folder - --format csv > answers.csv
 
 An IMAGE is a file, a folder with all that lies in it, a pattern in quotes, or `-`: names from standard input, a line
-each, or one picture there. Probabilities are calibrated by the temperature that validation gave, if it could. A file
-that cannot be read has its reason in its place.
+each or with zero bytes between them (find -print0), or one picture there. Probabilities are calibrated by the
+temperature that validation gave, if it could. A file that cannot be read has its reason in its place.
 """
 
 import csv
 import glob
 import json
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -112,11 +113,25 @@ def read_stdin() -> bytes:
 
 
 def _from_stdin(data: bytes) -> list[Picture]:
-    """Names, a line each, unless it is a picture: no name has a zero byte, and every image format has some."""
-    if b"\0" in data[:65536] or data[:2] == b"\xff\xd8":
+    """Names, a line each or with zero bytes between them, unless it is a picture."""
+    if _is_picture(data):
         return [Picture("-", lambda: data)]
-    names = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell writes
+        data = data.decode("utf-16", "replace").encode("utf-8", "replace")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+    names = [os.fsdecode(line) for line in lines if line.strip()]
     return [Picture(printable(name), _reader(name)) for name in names]
+
+
+def _is_picture(data: bytes) -> bool:
+    """Whether bytes are those of a picture, rather than names: every image format has zero bytes, JPEG at times late,
+    and other control characters beside them; a list may have zero bytes, and UTF-16 has."""
+    if data[:2] == b"\xff\xd8":
+        return True
+    if b"\0" not in data[:65536] or data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return False
+    return bool(re.search(rb"[\x01-\x08\x0e-\x1f\x7f]", data[:65536]))
 
 
 def ask(
