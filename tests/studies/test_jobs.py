@@ -130,3 +130,15 @@ def test_data_and_fields_of_the_users():
     for field, value in (("optimizer.rate", 1), ("epochs", "many"), ("nonsense", 1)):
         with pytest.raises(UserError, match=f"{field}={value!r} does not fit a config"):
             make_runs(table, scale="full", seeds=1, data={}, overrides={field: value})
+
+
+@pytest.mark.parametrize("names, test", [(("train", "val"), "val"), (("train", "valid"), "valid"),
+                                         (("train", "val", "test"), ""), (("cat", "dog"), "")])  # fmt: skip
+def test_a_report_that_chose_by_its_test_images_has_them_in_a_folder_of_any_name(tmp_path, names, test):
+    for name in names:
+        (tmp_path / name).mkdir()
+    one = study(Cell("a"), select="test")
+    (run,) = runs_of(one, **{"data.source": f"folder:{tmp_path}"})
+    assert run.fields["data.test"] == test
+    (run,) = runs_of(one, **{"data.source": f"folder:{tmp_path}", "select": "validation"})
+    assert run.fields["data.test"] == ""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests import commands
+from tljax import runs as runs_lib
 from tljax import study as command
 from tljax import workdir as folders
 from tljax.errors import UserError
@@ -158,6 +159,9 @@ def test_a_failure_leaves_the_rest_alone_and_is_tried_again(tmp_path):
     found = collect(broken, runs, jobs, tmp_path)
     assert "has files in it but no run" in found.rows[0].failed[0]
     assert "Failed: --workdir=" in markdown(found, scale="tiny")
+    told = json.loads(failure(bad.key, tmp_path).read_text())
+    assert "has files in it but no run" in told["error"]
+    assert (told["trace"], told["config"]) == ([], bad.fields)
     (tmp_path / bad.key / "somebody's.txt").unlink()
     assert not run_jobs(jobs, tmp_path, QUIET).failed
     assert not failure(bad.key, tmp_path).exists()
@@ -244,3 +248,12 @@ def test_commands(tmp_path, capsys, monkeypatch):
     ):
         assert command.main(wrong) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_failure_that_nobody_foresaw_leaves_its_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs_lib, "run", lambda *args, **options: {}["test"])
+    (job,) = planned(dataclasses.replace(SMALL, cells=SMALL.cells[:1]))[1][:1]
+    assert run_jobs([job], tmp_path, QUIET).failed == {job.key: "KeyError: 'test'"}
+    told = json.loads(failure(job.key, tmp_path).read_text())
+    assert told["error"] == "KeyError: 'test'"
+    assert any("test_runner.py" in line for line in told["trace"])

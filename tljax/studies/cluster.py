@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tljax.errors import UserError, one_line
 from tljax.studies.jobs import Job
-from tljax.studies.runner import Outcome, fail, is_ready, reason_of, run_job, settled
+from tljax.studies.runner import Outcome, fail, is_ready, reason_of, run_job, settled, trace_of
 
 RETRIES = 3  # of a job whose worker died; a run goes on from its last checkpoint
 
@@ -74,20 +74,20 @@ def _run(ray: Any, jobs: Sequence[Job], runs: Path, console: Console) -> Outcome
         (ready,), _ = ray.wait(list(under_way), num_returns=1)
         job = under_way.pop(ready)
         try:
-            error = ray.get(ready)
+            error, trace = ray.get(ready)
         except ray.exceptions.RayError as lost:
-            error = f"its worker was lost {RETRIES + 1} times: {one_line(lost)[:200]}"
+            error, trace = f"its worker was lost {RETRIES + 1} times: {one_line(lost)[:200]}", []
         if error is None:
             outcome.done.append(job.key)
         else:
-            fail(job, runs, outcome, error)
+            fail(job, runs, outcome, error, trace)
         place = f"{len(outcome.done) + len(outcome.failed)} of {len(jobs)}"
         console.print(f"{place}: {job.key}{' failed: ' + error if error else ''}", markup=False)
     return outcome
 
 
-def _work(job: Job, runs: str) -> str | None:
-    """In a worker: runs a job; why it failed, or None."""
+def _work(job: Job, runs: str) -> tuple[str | None, list[str]]:
+    """In a worker: runs a job; why it failed, or None, and where."""
     from tljax.main import keep_compilations
     from tljax.report.console import make_console
 
@@ -95,5 +95,5 @@ def _work(job: Job, runs: str) -> str | None:
     try:
         run_job(job, Path(runs), make_console(quiet=True))
     except Exception as error:
-        return reason_of(error)
-    return None
+        return reason_of(error), trace_of(error)
+    return None, []

@@ -6,11 +6,13 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from configs import common
+from tljax.data.layout import split_in
 from tljax.errors import UserError, one_line
 from tljax.models import create_model, variable_shapes
 from tljax.studies.scales import SCALES
@@ -168,6 +170,9 @@ def _runs_of(
         if (source := str(given.get("data.source", ""))).startswith(OF_DATA):
             given["data.source"] = data[source.removeprefix(OF_DATA)]
         given, before = SCALES[scale].change(given)
+        given = (
+            _validation_as_test(str(given.get("data.source", ""))) | given if given.get("select") == "test" else given
+        )
         first = None if before is None else Run("pretraining", 0, {}, _whole(before))
         if (weights := str(given.get("model.weights", ""))).startswith(OF_CELL):
             base = study.cell(weights.removeprefix(OF_CELL))
@@ -175,6 +180,19 @@ def _runs_of(
         if first is not None:
             given["model.weights"] = OF_RUN + first.key
         yield Run(cell.name, seed, searched, _whole(given), first)
+
+
+@functools.cache
+def _validation_as_test(source: str) -> Fields:
+    """Of a folder of train and val alone, the field that makes val the test: reports that chose the epoch by the images
+    that they tested on call them by either name."""
+    kind, _, path = source.partition(":")
+    try:
+        names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir()) if kind == "folder" else []
+    except OSError:  # told when it is opened
+        return {}
+    of_split = {name.split: folder for folder in names if (name := split_in(folder))}
+    return {"data.test": of_split["val"]} if of_split.keys() == {"train", "val"} else {}
 
 
 def _whole(given: Mapping[str, Any]) -> Fields:

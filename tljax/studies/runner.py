@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _attempt(job: Job, runs: Path, console: Console, outcome: Outcome, place: st
         raise
     except Exception as error:  # whatever a run dies of, the others go on
         reason = reason_of(error)
-        fail(job, runs, outcome, reason)
+        fail(job, runs, outcome, reason, trace_of(error))
         console.print(f"{place}: {job.key} failed: {reason}", markup=False)
     else:
         outcome.done.append(job.key)
@@ -125,10 +126,16 @@ def _attempt(job: Job, runs: Path, console: Console, outcome: Outcome, place: st
     return True
 
 
-def fail(job: Job, runs: Path, outcome: Outcome, reason: str) -> None:
-    """Notes that a job failed, for this command and for the tables."""
+def fail(job: Job, runs: Path, outcome: Outcome, reason: str, trace: Sequence[str] = ()) -> None:
+    """Notes that a job failed, for this command and the tables; for whoever asks also where, and the job's fields."""
     outcome.failed[job.key] = reason
-    folders.write_json(failure(job.key, runs), {"error": reason})
+    told = {"error": reason, "trace": list(trace), "config": job.fields}
+    folders.write_json(failure(job.key, runs), told)
+
+
+def trace_of(error: Exception) -> list[str]:
+    """Where an error that is no mistake of the user's was raised: the lines of its traceback."""
+    return [] if isinstance(error, UserError) else "".join(traceback.format_exception(error)).splitlines()
 
 
 def reason_of(error: Exception) -> str:
