@@ -39,6 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.val = 0.2  # share of train that becomes validation where the split has none
     data.per_class = 0  # train on so many images per class; 0 for all
     data.labels = "all"  # of training images: all, a share such as 10%, or a number per class; the rest are unlabelled
+    # A folder of training images without labels, for semi.method, beside those that data.labels leaves: within the
+    # folder of folder:PATH, or from where the command is started; several with commas between.
+    data.unlabelled = ""
     data.shapes_seed = placeholder(int)  # of procedural pictures (shapes:TASK); empty: `seed`
     data.labels_seed = placeholder(int)  # of which ones; empty: `seed`
     data.pseudo = ""  # a file of labels that a network gave to unlabelled images (see tljax/data/labels.py)

@@ -61,6 +61,10 @@ def test_the_demo_is_the_default():
         (["--config.augment.flip=maybe"], ["maybe"]),
         (["--config=configs/foldr.py"], ["no such file", "did you mean configs/folder.py"]),
         (["--config"], ["--config is not followed"]),
+        (["--config="], ["--config is not followed"]),
+        (["--config.lr=1"], ["lr is not a field", "did you mean optimizer.lr?"]),
+        (["--config.data.train_groups=1"], ["data has", "did you mean"]),
+        (["--config.data.lr=1"], ["did you mean optimizer.lr?"]),
         (["--wrokdir=x"], ["wrokdir", "workdir"]),
         (["photos"], ["'photos' is not a flag"]),
         (["--processes=0"], ["processes"]),
@@ -195,3 +199,22 @@ def test_inspect_of_nothing(capsys, args, word):
     (line,) = capsys.readouterr().err.splitlines()
     assert status == 2
     assert word in line
+
+
+def test_what_standard_output_cannot_hold_is_escaped():
+    """Class names of another script on a terminal, or in a pipe, of another encoding than UTF-8."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHOWN], capture_output=True, text=True, check=False, cwd=commands.ROOT,
+        env=commands.environment(PYTHONIOENCODING="ascii"),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(r"r\xf6d\u2192") == 3
+    assert "\\u2500" not in done.stdout  # lines of tables are drawn with what there is
+
+
+SHOWN = r"""
+from tljax.command_line import exit_status
+from tljax.report.console import make_console, print_table
+print_table(make_console(), "r\xf6d\u2192", [{"class": "r\xf6d\u2192"}])
+exit_status(lambda: print("r\xf6d\u2192"))
+"""

@@ -1,10 +1,11 @@
 """What a config may not say: found before anything is opened."""
 
-import math
 from typing import Any
 
+from tljax.data.randaugment import STRONGEST
 from tljax.errors import UserError
 from tljax.experiment import augmentation
+from tljax.fields import check_fields
 from tljax.losses import make_loss
 from tljax.report.console import check_trackers
 from tljax.semi.joint import METHODS
@@ -30,20 +31,24 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
         "optimizer.weight_decay": 0, "optimizer.clip": 0, "optimizer.momentum": 0, "model.outputs": 0,
         "augment.copies": 0, "cache.views": 0, "cache.memory_gb": 0, "semi.rounds": 1, "semi.teacher_epochs": 0,
         "semi.batch_size": 1, "semi.weight": 0, "semi.ramp_epochs": 0, "semi.decay": 0,
+        "augment.rand_ops": 0, "semi.strong_ops": 0,
     }  # fmt: skip
+    check_fields(config)
     fields = flatten(config.to_dict())
-    for name, value in fields.items():
-        numbers = value if isinstance(value, tuple | list) else [value]
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise UserError(f"{name}={value} is not a finite number")
     for name, bound in least.items():
         if fields[name] < bound:
             raise UserError(f"{name}={fields[name]} is too small; it is at least {bound}")
+    for name, value in fields.items():
+        if isinstance(value, int) and value >= 2**31 and not name.endswith("seed"):
+            raise UserError(f"{name}={value} is too large; it is below 2^31")
     if config.optimizer.momentum >= 1:
         raise UserError(f"optimizer.momentum={config.optimizer.momentum} is not below 1; sgd would diverge")
-    for name in ("seed", "transfer.seed", "data.shapes_seed", "data.labels_seed", "cache.seed"):
+    for name in ("seed", "transfer.seed", "data.split_seed", "data.shapes_seed", "data.labels_seed", "cache.seed"):
         if fields[name] is not None and not 0 <= fields[name] < 2**32:
             raise UserError(f"{name}={fields[name]} is not a whole number from 0 that fits in 32 bits")
+    for name in ("augment.rand_magnitude", "semi.strong_magnitude"):
+        if not 0 <= fields[name] <= STRONGEST:
+            raise UserError(f"{name}={fields[name]} is not from 0 to {STRONGEST}")
     for name in ("semi.threshold", "semi.share"):
         if not 0 < fields[name] <= 1:
             raise UserError(f"{name}={fields[name]} is not in 0 < x <= 1")
@@ -78,9 +83,9 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
     if config.data.resize and config.data.resize < config.data.size:
         raise UserError(f"data.resize={config.data.resize}, the side that images are kept at, is smaller than "
                         f"data.size={config.data.size}")  # fmt: skip
-    if config.data.boxes and config.data.labels != "all":
+    if config.data.boxes and (config.data.labels != "all" or config.data.unlabelled):
         raise UserError("data.boxes=True cuts to boxes that somebody drew, which unlabelled images do not have; leave "
-                        "it out, or say data.labels=all")  # fmt: skip
+                        "it out, or say data.labels=all and no data.unlabelled")  # fmt: skip
     check_trackers(config.trackers)
     augmentation(config)
     augmentation(config, strong=True)
@@ -95,8 +100,9 @@ def check_semi(config: Any) -> None:
     method = config.semi.method
     if method == "none":
         return
-    if config.data.labels == "all":
-        raise UserError(f"semi.method={method} needs images without a label; say data.labels=10%, or 4 for 4 per class")
+    if config.data.labels == "all" and not config.data.unlabelled:
+        raise UserError(f"semi.method={method} needs images without a label; say data.labels=10%, or 4 for 4 per "
+                        "class, or data.unlabelled=FOLDER")  # fmt: skip
     if config.model.outputs:
         raise UserError(f"semi.method={method} does not go with model.outputs={config.model.outputs}; an output that "
                         "is no class could become a label")  # fmt: skip

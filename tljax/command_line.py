@@ -4,11 +4,12 @@ import argparse
 import difflib
 import errno
 import importlib.util
+import io
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from tljax.errors import UserError, one_line
 from tljax.interrupt import Interrupted, handled, obey
+from tljax.workdir import flatten
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tuple[ConfigDict, Path]:
@@ -53,6 +55,9 @@ def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tu
         sys.argv = kept
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path} has no get_config() that returns a ConfigDict; start from configs/common.py")
+    from tljax.fields import check_fields  # which loads configs by this module
+
+    check_fields(config, opened=flatten(config.to_dict()))  # what may be open is looked at with the rest
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; a config is given as --config FILE, a value as --config.x.y=VALUE")
     return config, Path(path)
@@ -60,17 +65,18 @@ def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tu
 
 def _take_config(args: Sequence[str]) -> tuple[str, list[str]]:
     """The config's file, empty if none is named, and all other arguments; overrides may stand before it."""
-    path, others, wanted = "", [], False
+    path, others, wanted, named = "", [], False, False
     for arg in args:
         if wanted:
             path, wanted = arg, False
         elif arg.partition("=")[0] == "--config":
-            if path:
+            if named:
                 raise UserError("--config is given twice; one run has one config")
             path, wanted = arg.partition("=")[2], "=" not in arg
+            named = True
         else:
             others.append(arg)
-    if wanted:
+    if wanted or (named and not path):
         raise UserError("--config is not followed by a file")
     return path, others
 
@@ -92,6 +98,23 @@ def load_config(path: str) -> ConfigDict:
     return module.get_config()
 
 
+def is_behind(path: str) -> bool:
+    """Whether a field has to be called by its part, another one having its last word."""
+    return path.startswith("population.") or path in ("data.train", "data.validation", "data.test")
+
+
+def similar_fields(name: str, paths: Iterable[str]) -> list[str]:
+    """Dotted names of fields that may be meant by one that is none: the one with its last word, else two like it."""
+    # Of two with one last word optimizer.lr counts, not population.lr.
+    paths = sorted(paths, key=is_behind, reverse=True)
+    names = {path: path for path in paths} | {path.rpartition(".")[2]: path for path in paths}
+    last = name.rpartition(".")[2]
+    found = [path for path in paths if path.rpartition(".")[2] == last and not is_behind(path)]
+    if len(found) == 1:
+        return found
+    return list(dict.fromkeys(names[one] for one in difflib.get_close_matches(name, names, 2)))
+
+
 def _unknown_field(path: str, args: Sequence[str]) -> str:
     """Says which `--config.x.y` names nothing, and what there is at the last place that exists; empty if all exist."""
     try:
@@ -107,8 +130,9 @@ def _unknown_field(path: str, args: Sequence[str]) -> str:
             if not isinstance(node, ConfigDict):
                 return f"--{name}: {where} is a value and has no field {part!r}"
             if part not in node:
-                close = difflib.get_close_matches(part, list(node), 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                here = difflib.get_close_matches(part, list(node), 1)
+                close = here or similar_fields(".".join(parts), flatten(config.to_dict()))
+                hint = f"; did you mean {' or '.join(close)}?" if close else ""
                 return f"--{name} is not a field; {where} has {', '.join(sorted(node))}{hint}"
             node = node[part]
     return ""
@@ -149,7 +173,7 @@ def _wrong_value(path: str, message: str) -> str:
 def exit_status(command: Callable[[], int | None]) -> int:
     """Runs a command; returns its exit status: what it returns, else 0; 2 after a UserError or where a disk takes no
     more, 128 + a signal."""
-    _open_what_is_closed()
+    prepare_streams()
     try:
         with handled(obey):
             status = command() or 0
@@ -180,11 +204,14 @@ def exit_status(command: Callable[[], int | None]) -> int:
         return 128 + number
 
 
-def _open_what_is_closed() -> None:
-    """Has standard files that were closed lead nowhere, so that no file of a run gets their numbers."""
+def prepare_streams() -> None:
+    """Has standard files that were closed lead nowhere, so that no file of a run gets their numbers; and what their
+    encoding cannot hold written as `\\u2192`."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        elif mode == "w" and isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run_flags(
@@ -193,6 +220,7 @@ def run_flags(
 ) -> int:  # fmt: skip
     """Runs a command whose flags absl reads, or shows its `words` and flags; returns the exit status."""
     argv = list(sys.argv if argv is None else argv)
+    prepare_streams()
     if {"-h", "--help", "-help"} & set(argv[1:]):
         print(f"{words}\n{values.get_help()}")
         return 0
@@ -201,6 +229,10 @@ def run_flags(
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, as those of all our commands."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        prepare_streams()
+        return super().parse_args(*args, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"tljax: {message}; see {self.prog} --help\n")

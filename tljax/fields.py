@@ -1,7 +1,9 @@
 """Configs from Python: fields by name, and the nearest ones of a name that is none."""
 
-import difflib
 import importlib
+import math
+import numbers
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from tljax.command_line import example, field_of, load_config
+from tljax.command_line import example, field_of, is_behind, load_config, similar_fields
 from tljax.errors import UserError, one_line
 from tljax.workdir import flatten
 
 CONFIGS = Path(common.__file__).parent
+SOURCES = {"folder": "folder:PATH", "pets": "pets:PATH", "tfds": "tfds:NAME", "shapes": "shapes:TASK"}
+"""Forms of `data.source`, by kind."""
 
 
 def config(
@@ -41,8 +45,8 @@ def config(
     """
     made: Any = _base(base)
     usual: Any = common.get_config()
-    if isinstance(data, str | Path) and Path(data).is_dir():
-        data = f"folder:{data}"
+    if isinstance(data, str | Path):
+        data = _source(str(data))
     given: list[tuple[str, Any]] = []
     for name, value in (fields if data is None else {"data": data, **fields}).items():
         path = _path(name, made)
@@ -78,6 +82,42 @@ def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
     return changed.lock()
 
 
+def check_fields(config: Any, *, opened: Iterable[str] = ()) -> None:
+    """Refuses a config that lacks fields of `configs/common.py`, or has values of another type in them.
+
+    Args:
+      config: any config; fields of its own are not looked at.
+      opened: fields that may be None, beside those that are None in `configs/common.py`.
+
+    Raises:
+      UserError: naming the field and what it takes.
+    """
+    usual, given = common.get_config(), flatten(config.to_dict())
+    for name, value in flatten(usual.to_dict()).items():
+        if name not in given:
+            raise UserError(f"the config has no {name}; begin with configs/common.py, or with tljax.config")
+        *parts, last = name.split(".")
+        kind = field_of(usual, parts).get_type(last)
+        if not _fits(given[name], kind, or_none=value is None or name == "model.weights" or name in opened):
+            raise UserError(f"{name}={given[name]!r} does not fit; it takes {_KINDS[kind]}")
+        several = given[name] if isinstance(given[name], tuple | list) else [given[name]]
+        if any(isinstance(one, numbers.Real) and not math.isfinite(one) for one in several):
+            raise UserError(f"{name}={given[name]} is not a finite number")
+
+
+_KINDS: dict[type, str] = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "values in brackets",
+}  # fmt: skip
+
+
+def _fits(value: Any, kind: type, *, or_none: bool) -> bool:
+    if value is None:
+        return or_none
+    if isinstance(value, bool):  # Python's are whole numbers, too
+        return kind is bool
+    return isinstance(value, {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list)}.get(kind, kind))
+
+
 def source_of(config: Any, words: str) -> str:
     """The text of a config's file: `words`, and all in which it differs from `configs/common.py`."""
     given, usual = flatten(config.to_dict()), flatten(common.get_config().to_dict())
@@ -85,6 +125,16 @@ def source_of(config: Any, words: str) -> str:
     words = words.replace("\\", "\\\\").replace('"""', "'''")
     body = "\n".join(["    config = common.get_config()", *lines, "    return config"])
     return f'"""{words}"""\n\nfrom configs import common\n\n\ndef get_config():\n{body}\n'
+
+
+def _source(text: str) -> str:
+    """`data.source` of what names one, or of a folder."""
+    if text.partition(":")[0] in SOURCES and ":" in text:
+        return text
+    if text and os.path.isdir(os.path.expanduser(text)):
+        return f"folder:{text}"
+    there = f"there is no folder {text!r} (looked from {os.getcwd()!r})" if text else "data is empty"
+    raise UserError(f"{there}; name a folder that is there, or say {', '.join(SOURCES.values())}")
 
 
 def _base(base: str | Path) -> Any:
@@ -105,7 +155,7 @@ def _path(name: str, made: ConfigDict) -> str:
     if name in made:
         return name
     paths = flatten(made.to_dict())
-    found = [path for path in paths if path.rpartition(".")[2] == name and not _behind(path)]
+    found = [path for path in paths if path.rpartition(".")[2] == name and not is_behind(path)]
     if not found:
         raise _unknown(name, paths)
     if len(found) > 1:
@@ -114,14 +164,7 @@ def _path(name: str, made: ConfigDict) -> str:
     return found[0]
 
 
-def _behind(path: str) -> bool:
-    """Whether a field has to be called by its part, another one having its last word."""
-    return path.startswith("population.") or path in ("data.train", "data.validation", "data.test")
-
-
 def _unknown(name: str, paths: Iterable[str]) -> UserError:
-    paths = sorted(paths, key=_behind, reverse=True)  # of two with one last word optimizer.lr counts, not population.lr
-    names = {path: path for path in paths} | {path.rpartition(".")[2]: path for path in paths}
-    close = dict.fromkeys(names[one] for one in difflib.get_close_matches(name, names, 2))
+    close = similar_fields(name, paths)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; see configs/common.py"
     return UserError(f"{name} is not a field of a config{hint}")

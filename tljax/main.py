@@ -72,14 +72,14 @@ def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
         if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2":  # ours: who is left tells of a dead process in one line
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     tune_cpu()
-    if config.deterministic:
+    if config.get("deterministic"):
         make_deterministic()
     from tljax import demo, processes, runs  # JAX after the flags: a mistake is answered at once
 
     keep_compilations()
     kinds = {"train": runs.run, "demo": demo.run}
-    if config.run not in kinds:
-        raise UserError(f"config.run={config.run!r} is not one of {', '.join(kinds)}")
+    if config.get("run") not in kinds:
+        raise UserError(f"config.run={config.get('run')!r} is not one of {', '.join(kinds)}")
     with contextlib.ExitStack() as stack:
         if several:
             stack.enter_context(
@@ -96,7 +96,7 @@ def check_processes(config: ConfigDict, values: flags.FlagValues) -> None:
         raise UserError(f"--processes={values.processes} needs --coordinator=HOST:PORT, where process 0 is reached")
     if values.process >= values.processes:
         raise UserError(f"--process={values.process} is not one of --processes={values.processes}, from 0")
-    if config.run == "demo":
+    if config.get("run") == "demo":
         raise UserError("the demo runs in one process; leave --processes out")
 
 

@@ -154,7 +154,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def named(folder: str | Path) -> Path:
-    """A folder as a user names it, `~` filled in where there is such a home."""
+    """A folder as a user names it, `~` filled in where there is such a home. Raises UserError for what is no path."""
+    if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
+        raise UserError(f"{folder!r:.60} is no folder; give the path of one, as text or as a pathlib.Path")
     return Path(os.path.expanduser(folder))
 
 

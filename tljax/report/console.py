@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,27 @@ def make_console(*, quiet: bool = False) -> Console:
     """The console of a run; a quiet one, for processes other than the first, prints nothing."""
     # A notebook gets plain text: it takes itself for a terminal, and keeps every state of a progress bar.
     terminal = False if Console().is_jupyter else None
-    console = Console(quiet=quiet, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal)
+    narrow = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    console = Console(
+        quiet=quiet, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal,
+        file=_Escaping(sys.stdout) if narrow else None,
+    )  # fmt: skip
     if not console.is_terminal:
         console.width = 200  # nobody's window: a table in a log is not cut
     return console
+
+
+class _Escaping:
+    """Standard output of another encoding than UTF-8; what it cannot hold is written as `\\u2192`."""
+
+    def __init__(self, file: Any):
+        self._file = file
+
+    def write(self, text: str) -> None:
+        self._file.write(text.encode(self._file.encoding, "backslashreplace").decode(self._file.encoding))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def print_table(console: Console, title: str, rows: Sequence[Mapping[str, str]]) -> None:

@@ -1,0 +1,78 @@
+"""Whatever a field of a config is set to, it is taken or refused in one line, before anything is opened."""
+
+import math
+
+import pytest
+
+from configs import common
+from tests import tiny
+from tljax.checks import check
+from tljax.errors import UserError
+from tljax.experiment import outline
+from tljax.fields import check_fields, field_of, with_fields
+from tljax.workdir import flatten
+
+USUAL = flatten(common.get_config().to_dict())
+KINDS = {name: field_of(common.get_config(), name.split(".")[:-1]).get_type(name.rpartition(".")[2]) for name in USUAL}
+OF_NETWORK = {"model.width", "model.drop", "model.depth_drop", "optimizer.lr", "optimizer.lr_decay"}
+"""Numbers that are looked at with the network."""
+
+
+def refused(name, value, look=check):
+    """Whether a function refuses a config with this value, which it does in one line that names the field."""
+    said = ""
+    try:
+        look(with_fields(tiny.make_config("photos"), {name: value}))
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert not said or name.rpartition(".")[2] in said
+    return bool(said)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, -math.inf, "x", b"x", (1,), {"a": 1}, object()], ids=repr)
+def test_a_number_is_a_number(value):
+    for name in (name for name, kind in KINDS.items() if kind in (int, float)):
+        assert refused(name, value) or (value is None and USUAL[name] is None), name
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**31, 2**70])
+def test_a_number_out_of_range_is_refused(value):
+    accepted = [name for name, kind in KINDS.items() if kind in (int, float) and not refused(name, value)]
+    if value == -1:
+        assert set(accepted) == OF_NETWORK
+        assert all(refused(name, value, outline) for name in OF_NETWORK)
+    if value == 2**31:
+        assert [name for name in accepted if KINDS[name] is int and name not in OF_NETWORK and "seed" not in name] == []
+    if value == 2**70:
+        assert not {name for name in accepted if "seed" in name}
+
+
+@pytest.mark.parametrize("value", [None, 3, 2.5, True, b"x", ["x"]], ids=repr)
+def test_text_is_text(value):
+    free = {"model.weights"} | {name for name, usual in USUAL.items() if usual is None}
+    for name in (name for name, kind in KINDS.items() if kind is str):
+        assert refused(name, value) or (value is None and name in free), name
+
+
+def test_a_switch_is_a_switch_and_several_values_stand_in_brackets():
+    for name, kind in KINDS.items():
+        if kind is bool:
+            assert refused(name, 1) and refused(name, None) and refused(name, "True"), name
+        if kind is tuple:
+            assert refused(name, 3) and (refused(name, None) or USUAL[name] is None), name
+
+
+def test_a_config_without_a_field_says_which():
+    config = with_fields(tiny.make_config("photos"), {})
+    with config.unlocked():
+        del config.optimizer.lr
+    with pytest.raises(UserError, match=r"no optimizer\.lr; begin with configs/common\.py"):
+        check(config)
+
+
+def test_what_is_open_may_be_none():
+    config = with_fields(tiny.make_config("photos"), {"epochs": None})
+    check_fields(config, opened=["epochs"])
+    with pytest.raises(UserError, match="epochs=None does not fit; it takes a whole number"):
+        check_fields(config)
