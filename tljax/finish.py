@@ -133,7 +133,7 @@ def member_result(
     if result["validation"] is None and result["test"] is not None:
         trainer.diagnostics.tested(m, result["test"], labels["test"])
     if "unlabelled" in logits:
-        result["unlabelled"] = told_of_unlabelled(x.data, logits["unlabelled"])
+        result["unlabelled"] = told_of_unlabelled(x.config.semi, x.data, logits["unlabelled"])
     if result["validation"] is not None:
         last = {name: history[-1][f"val_{name}"] for name in ("accuracy", "correct", "seen")}
         chose = x.config.select != "last" and len(history) > 1
@@ -190,11 +190,13 @@ def member_result(
     }
 
 
-def told_of_unlabelled(data: Data, logits: np.ndarray) -> dict[str, Any]:
-    """What the labels would be worth that a network gives to all unlabelled images."""
+def told_of_unlabelled(semi: Any, data: Data, logits: np.ndarray) -> dict[str, Any]:
+    """What the labels would be worth that a network gives to unlabelled images: to all, or to those that its method
+    is sure enough of. `semi` is `config.semi`."""
     found = labelling.log_probabilities(logits)
-    everything = labelling.select(found, "all")
-    return labelling.tell(found, everything, data.truth[data.splits["unlabelled"]], data.source.classes)
+    how = "threshold" if semi.method in ("fixmatch", "flexmatch") else "all"
+    chosen = labelling.select(found, how, threshold=semi.threshold)
+    return labelling.tell(found, chosen, data.truth[data.splits["unlabelled"]], data.source.classes)
 
 
 def best_by_test(history: list[dict[str, Any]]) -> dict[str, Any]:

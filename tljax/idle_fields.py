@@ -58,7 +58,9 @@ def _idle(f: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from idle(f["data.split"].count("/") != 2, f"data.split={f['data.split']} says it", "data.val")
     yield from idle(f["data.labels"] != "all", "data.labels is all", "data.labels_seed")
     if method == "none":
-        yield from ((name, "semi.method is none") for name in f if name.startswith("semi."))
+        yield from (
+            (name, "semi.method is none") for name in f if name.startswith("semi.") or name == "data.unlabelled"
+        )
         return
     rounds = method == "pseudo_label"
     yield from idle(rounds, f"it is for semi.method=pseudo_label, not {method}", *(f"semi.{name}" for name in _ROUNDS))

@@ -7,6 +7,7 @@ import jax
 from rich.console import Console
 
 from tljax import train
+from tljax.data.load import listing_once
 from tljax.idle_fields import idle_fields
 from tljax.recipe import choose
 from tljax.report.console import make_console
@@ -19,12 +20,15 @@ def run(
     """Chooses what the config leaves open, and says so, as well as which fields have no effect; then `train.run`, or
     `rounds.run` where `semi.method` is 'pseudo_label'. Both take the same options."""
     console = console or make_console(quiet=jax.process_index() != 0)
-    config, choices = choose(config, None if overwrite else workdir)
-    if choices:
-        console.print("chosen for these images; a value that you set stands:")
-    for choice in choices:
-        console.print(f"  {choice}", markup=False)
-    for line in () if options.get("look_at_test") else idle_fields(config):  # a study's rows share fields on purpose
-        console.print(f"warning: {line}", markup=False)
-    kind = rounds.run if config.semi.method == "pseudo_label" else train.run
-    return kind(config, workdir, overwrite=overwrite, console=console, choices=choices, **options)
+    with listing_once():
+        config, choices = choose(config, None if overwrite else workdir)
+        if choices:
+            console.print("chosen for these images; a value that you set stands:")
+        for choice in choices:
+            console.print(f"  {choice}", markup=False)
+        for line in (
+            () if options.get("look_at_test") else idle_fields(config)
+        ):  # a study's rows share fields on purpose
+            console.print(f"warning: {line}", markup=False)
+        kind = rounds.run if config.semi.method == "pseudo_label" else train.run
+        return kind(config, workdir, overwrite=overwrite, console=console, choices=choices, **options)

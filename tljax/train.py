@@ -44,6 +44,7 @@ from tljax.transfer.plan import plan_tables
 
 SUMS = ("loss", "correct", "seen")
 GIVEN = ("index", "given")  # of unlabelled images, and what they were taken for
+TOLD = ("given", "known", "right")  # of an epoch's pseudo-labels: how many, of how many somebody knows the label
 VITAL = ("norms", "active")  # whether anything is learned
 FETCHED = 20  # updates whose metrics are looked at together
 
@@ -161,7 +162,7 @@ class Trainer:
             state, record = found
             self.phase, self.histories = record["phase"], record["histories"]
             self.best = record["best"] if "best" in record else self.best_by_older_rule(state)
-            self.sums = {name: np.asarray(values) for name, values in record["sums"].items()}
+            self.sums |= {name: np.asarray(values) for name, values in record["sums"].items()}
             self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
             self.features = record.get("features")
             self.diverged, vitals = record["diverged"], record.get("diagnostics")
@@ -214,7 +215,7 @@ class Trainer:
 
     def no_sums(self) -> dict[str, np.ndarray]:
         """The sums of an epoch before its first step, by member."""
-        names = (*SUMS, "given", "right") if self.x.joint else SUMS
+        names = (*SUMS, *TOLD) if self.x.joint else SUMS
         return {name: np.zeros(len(self.x.members)) for name in names}
 
     @property
@@ -331,6 +332,7 @@ class Trainer:
             if self.x.joint:
                 index, given = (found[name] for name in GIVEN)
                 self.sums["given"] += (given != HIDDEN).sum()
+                self.sums["known"] += ((given != HIDDEN) & (self.x.data.truth[index] != HIDDEN)).sum()
                 right = (given != HIDDEN) & (given == self.x.data.truth[index])  # told, never used
                 self.sums["right"] += right.sum()
         self.diagnostics.stepped(fetched, self.phase)
@@ -429,7 +431,7 @@ class Trainer:
                     "val_correct": val and val.correct,
                     "val_seen": val and val.seen,
                 }
-                | {name: int(sums[name]) for name in ("given", "right") if name in sums}
+                | {name: int(sums[name]) for name in TOLD if name in sums}
             )
         if x.config.select == "test":
             labels = x.data.labels("test", "after an epoch, as select=test asks")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from tljax import train
+from tljax.checks import check
 from tljax.data import labels, load
 from tljax.data.labels import PseudoLabels, cut_labels
 from tljax.data.source import Source
@@ -222,3 +224,53 @@ def test_hidden_labels_change_nothing(photos, tmp_path, monkeypatch):
     assert first["history"] == second["history"] and first["test"] == second["test"]
     for a, b in zip(*(np.load(tmp_path / x / "predictions.npz").values() for x in "ab"), strict=True):
         assert np.array_equal(a, b)
+
+
+def opened(folder, **settings):
+    config = tiny.make_config(folder, **settings)
+    return load.open_data(config.data, seed=config.seed)
+
+
+@pytest.mark.parametrize("how, train, more", [("all", 36, 0), ("25%", 9, 27)])
+def test_a_folder_of_unlabelled_images_joins_those_without_a_label(photos, tmp_path, how, train, more):
+    shutil.copytree(photos / "red", tmp_path / "more/deep")
+    found = opened(photos, data__labels=how, data__unlabelled=str(tmp_path / "more"))
+    alone = opened(photos, data__labels=how)
+    assert [len(found.splits[name]) for name in ("train", "val", "test", "unlabelled")] == [train, 18, 18, 24 + more]
+    for split in ("train", "val", "test"):
+        assert np.array_equal(found.splits[split], alone.splits[split])
+    added = found.splits["unlabelled"][more:]
+    assert (found.truth[added] == labels.HIDDEN).all()
+    names = [found.source.names[i] for i in added]
+    assert names == [f"unlabelled:more/deep/{i:03}.png" for i in range(24)]
+    assert found.source.read(int(added[3])) == (photos / "red/003.png").read_bytes()
+    assert found.source.read.stamp(int(added[3]))[0] == len(found.source.read(int(added[3])))
+    assert found.source.read.stamp(0) != found.source.read.stamp(int(added[0]))
+
+
+def test_it_joins_any_source(photos):
+    found = opened(
+        photos, data__source="shapes:tiny", data__split="official", data__unlabelled=f"{photos}/red,{photos}/blue"
+    )
+    assert len(found.splits["unlabelled"]) == 48
+    data = load.decode_data(tiny.make_config(photos).data, found, resize=40, workdir=None)
+    assert data.pixels.held[data.splits["unlabelled"]].all()
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [("nowhere", "there is no folder '.*/photos/nowhere' nor '.*nowhere'"), ("empty", "no images in"),
+     ("red,red", "names red twice"), ("{photos}", "is all of '.*photos'")],
+)  # fmt: skip
+def test_unlabelled_folders_that_cannot_be(photos, tmp_path, value, words, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"data.unlabelled=.*{words}") as caught:
+        opened(photos, data__unlabelled=value.format(photos=photos))
+    assert "\n" not in str(caught.value)
+
+
+def test_they_need_a_method(photos):
+    with pytest.raises(UserError, match=r"or data\.unlabelled=FOLDER"):
+        check(tiny.make_config(photos, semi__method="fixmatch"))
+    check(tiny.make_config(photos, semi__method="fixmatch", data__unlabelled="more"))

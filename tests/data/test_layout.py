@@ -111,7 +111,22 @@ def test_names_with_a_split_in_them_are_no_splits_if_they_do_not_agree(tmp_path)
         (files(["photos", "test"], CLASSES), "data.train=FOLDER data.test=test if they are splits"),
         (files(["train", "vaild"], CLASSES), "data.train=train data.test=FOLDER if they are splits"),
         (files(CLASSES) + files("test", CLASSES), r"data.test=test \(the rest is then train\)"),
-        (files("train", CLASSES) + files("unlabelled"), "say data.train=train data.test=FOLDER to leave those out"),
+        (
+            files("train", CLASSES) + files("unlabelled"),
+            "say data.unlabelled=unlabelled data.train=train if the images",
+        ),
+        (files("train", CLASSES) + files("rest"), "say data.train=train data.test=FOLDER to leave those out"),
+        (files("labeled", CLASSES) + files("unlabeled"), "say data.unlabelled=unlabeled data.train=labeled if the"),
+        (
+            files(["Labelled_Images", "un-labelled images"], CLASSES),
+            "say data.unlabelled=un-labelled images data.train=L",
+        ),
+        (files("labelled", CLASSES) + files("extra"), "say data.unlabelled=extra data.train=labelled if the images of"),
+        (
+            files([*CLASSES, "unlabeled2017"]),
+            "say data.unlabelled=unlabeled2017 if the images of 'unlabeled2017' have no",
+        ),
+        (files("all", ["NoLabels", *CLASSES]), "say data.unlabelled=all/NoLabels if"),
         (files("cat", ["train", "test"]) + files("dog"), "test, train in 'cat', and none of them in 'dog'"),
         (files(["amazon", "webcam"], ["train", "test"], CLASSES), "is folder:.*amazon meant"),
         (files("fruits", ["Training", "Test"], CLASSES) + files("papers"), "is folder:.*fruits meant"),
@@ -303,3 +318,29 @@ def test_an_accuracy_names_the_classes_that_it_says_nothing_of(tmp_path, finishe
     assert "no test images of 'red'" in str(api.load(tmp_path / "run"))
     found = api.evaluate(finished)
     assert found.unseen == () and "no images of" not in str(found)
+
+
+@pytest.mark.parametrize(
+    "names, options, splits, left",
+    [
+        (files("labeled", CLASSES) + files("unlabeled"), {"unlabelled": "unlabeled"}, {}, 4),
+        (files("labeled", CLASSES) + files("unlabeled"), {"unlabelled": "unlabeled", "named": {"train": "labeled"}},
+         {"train": 4}, 4),
+        (files("labeled", ["train", "test"], CLASSES) + files("extra"), {"unlabelled": "extra"},
+         {"train": 4, "test": 4}, 8),
+        (files(CLASSES) + files("unlabeled/deep"), {"unlabelled": "unlabeled"}, {}, 4),
+        (files("labeled", CLASSES), {}, {}, 4),
+        (files(["train", "test"], CLASSES) + files("unlabeled"), {}, {"train": 4, "test": 4}, 8),
+    ],
+)  # fmt: skip
+def test_folders_of_images_without_labels_are_no_classes(tmp_path, names, options, splits, left):
+    source, found = read(tmp_path, names, **options)
+    assert (source.classes, found, len(source)) == (("cat", "dog"), splits, left)
+    notes = [] if options or splits == {} else ["left out, since they are in no split: 'unlabeled' (2 images); "
+                                                "data.unlabelled=unlabeled takes it"]  # fmt: skip
+    assert list(source.notes) == notes
+
+
+def test_a_class_may_be_called_unlabeled(tmp_path):
+    source, _ = read(tmp_path, files([*CLASSES, "unlabeled"]), named={"train": "."})
+    assert source.classes == ("cat", "dog", "unlabeled")

@@ -1,6 +1,7 @@
 """Labelled and unlabelled images in one step: what it learns, resumes, and does on several devices."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,9 +9,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests import commands, tiny
-from tljax import train
+from tljax import runs, train
 from tljax.checkpoint import saved_steps, saved_variables
+from tljax.data import load
 from tljax.errors import UserError
+from tljax.finish import told_of_unlabelled
 from tljax.report.console import make_console
 from tljax.semi.joint import METHODS
 
@@ -53,7 +56,10 @@ def test_each_method_runs_tells_and_never_sees_hidden_labels(whole, tmp_path, mo
     assert [row["step"] for row in first["history"]] == [3, 6]  # 27 unlabelled images, 10 at a time
     for row in first["history"]:
         assert 0 <= row["right"] <= row["given"] <= 27
-    assert first["unlabelled"]["unlabelled"] == first["unlabelled"]["given"] == 27
+        assert row["known"] == row["given"]
+    told = first["unlabelled"]
+    sure = sum(bin["images"] for bin in told["confidence"][4:])  # of 0.4 and more
+    assert told["unlabelled"] == 27 and told["given"] == (27 if config.semi.method == "mean_teacher" else sure)
     tiny.permute_labels(monkeypatch, config, "unlabelled")
     second = train.run(config, tmp_path / "run", console=QUIET)
     assert_the_same_end(workdir, tmp_path / "run")
@@ -147,7 +153,7 @@ def test_the_average_is_what_is_tested(photos, tmp_path):
         ({"semi__weight": -1.0}, r"semi\.weight=-1\.0 is too small"),
         ({"cache__views": 1, "semi__strong_ops": 0}, "there is one; keep 2 or more"),
         ({"data__pseudo": "x.npz"}, "makes its own labels"),
-        ({"semi__strong_ops": -1}, "the operations of RandAugment are -1"),
+        ({"semi__strong_ops": -1}, "semi.strong_ops=-1 is too small"),
         ({"semi__method": "matchmatch"}, "is not one of none, pseudo_label, mean_teacher, fixmatch"),
     ],
 )
@@ -166,3 +172,22 @@ def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(photos, tmp_p
     cut = train.run(config, tmp_path / "b", console=QUIET)
     assert [row["step"] for row in cut["history"]] == [2, 4, 6]
     assert_the_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_takes_images_of_another_folder(photos, tmp_path, method):
+    shutil.copytree(photos / "red", tmp_path / "more")
+    config = config_of(photos, method, data__labels="all", data__unlabelled=str(tmp_path / "more"), semi__strong_ops=0)
+    result = runs.run(config, tmp_path / "run", console=QUIET)
+    assert result["unlabelled"]["unlabelled"] == 24
+    assert all((row["known"], row["right"]) == (0, 0) for row in result["history"])
+
+
+@pytest.mark.parametrize("method, threshold, given", [("fixmatch", 0.999, 1), ("mean_teacher", 0.999, 4)])
+def test_what_is_told_as_given_was_sure_enough(photos, method, threshold, given):
+    config = config_of(photos, method, semi__threshold=threshold)
+    data = load.open_data(config.data, seed=0)
+    data.splits["unlabelled"] = data.splits["unlabelled"][:4]
+    logits = np.array([[9, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
+    assert told_of_unlabelled(config.semi, data, logits)["given"] == given

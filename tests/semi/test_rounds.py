@@ -258,3 +258,12 @@ def test_what_cannot_be(photos, tmp_path, settings, words):
     with pytest.raises(UserError, match=words):
         runs.run(config, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_labels_images_of_another_folder(photos, tmp_path):
+    config = tiny.make_config(
+        photos, data__unlabelled=str(photos / "red"), data__train=".", semi__method="pseudo_label", epochs=1
+    )
+    result = runs.run(config, tmp_path / "run", console=QUIET)
+    labels = result["rounds"][1]["labels"]
+    assert (labels["unlabelled"], labels["given"], labels["known"], labels["right"]) == (24, 24, 0, 0)

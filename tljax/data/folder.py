@@ -1,6 +1,7 @@
 """A folder of images as a source: classes from folder names, or from file names by a regular expression."""
 
 import collections
+import dataclasses
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, says_no_class, understand, understand_classes
-from tljax.data.source import Source
+from tljax.data.source import Joined, Source
 from tljax.errors import UserError, shorten
 from tljax.workdir import wrote
 
@@ -79,8 +80,9 @@ class Files:
 
 
 def open_folder(
-    path: str | os.PathLike[str], *, label: str = "folder", named: Mapping[str, str] | None = None
-) -> Source:
+    path: str | os.PathLike[str], *, label: str = "folder", named: Mapping[str, str] | None = None,
+    unlabelled: str = "",
+) -> Source:  # fmt: skip
     """Lists a folder of images; nothing in it is opened or changed.
 
     Layouts, by `label`:
@@ -102,6 +104,7 @@ def open_folder(
       named: by split, its folder, relative to `path` or not, or several with commas between. `'.'` is all that is in
         no other one; as `train` alone, all of it with classes for first folders. What is not named is as the folder
         has it.
+      unlabelled: folders of images without labels, which `add_unlabelled` takes; those in `path` are left out.
 
     Raises:
       UserError: no such folder, no images, fewer than two classes, classes in `val` or `test` that `train` lacks,
@@ -109,7 +112,7 @@ def open_folder(
         does not compile, has no group, or matches no file name.
     """
     pattern = _pattern(label)
-    files, skipped, splits_of = _list(path, named or {})
+    files, skipped, splits_of = _list(path, named or {}, unlabelled)
     layout = understand(Folder.of(files), path=str(path), by_folder=pattern is None, named=splits_of)
     rows = _rows(files, layout, pattern, skipped)
     if not rows:
@@ -201,13 +204,20 @@ def open_labeled(
 
 
 def _list(
-    path: str | os.PathLike[str], named: Mapping[str, str]
+    path: str | os.PathLike[str], named: Mapping[str, str], unlabelled: str = ""
 ) -> tuple[dict[str, str], list[tuple[str, str]], dict[str, str]]:
     """{name: path} of what may be images, (name, reason) of what is passed over, and {folder: split} as `named`."""
     root = existing_folder(path)
     if wrote(root):
         raise UserError(f"{str(path)!r} is the folder of a run of tljax, whose pictures are no data; name the images'")
     files, skipped = list_images(root)
+    for place in unlabelled_folders(root, unlabelled):
+        inside = _inside(root, place)
+        if inside == ".":
+            raise UserError(
+                f"data.unlabelled={unlabelled} is all of {str(path)!r}; name a folder in it, or another one"
+            )
+        files = {name: file for name, file in files.items() if not name.startswith(f"{printable(inside)}/")}
     splits_of = _named_folders(root, named, files, skipped)
     if not files:
         passed = f" ({len(skipped)} passed over, such as {skipped[0][0]!r}: {skipped[0][1]})" if skipped else ""
@@ -272,7 +282,7 @@ def _named_folders(
             field, place = f"data.{FIELDS[split]}={text}", root / os.path.expanduser(text)
             if not place.is_dir():
                 raise UserError(f"{field}: there is no folder {str(place)!r}; it is looked for from {str(root)!r}")
-            inside = os.path.relpath(os.path.abspath(place), os.path.abspath(root)).replace(os.sep, "/")
+            inside = _inside(root, place)
             if inside.split("/")[0] == "..":
                 inside = f"{split}:{printable(place.resolve().name)}"
                 while inside in found:
@@ -287,6 +297,78 @@ def _named_folders(
                 raise UserError(f"{field}: no images in that folder")
             found[name] = split
     return found
+
+
+def _inside(root: Path, place: Path) -> str:
+    """A folder by its path from another one."""
+    return os.path.relpath(os.path.abspath(place), os.path.abspath(root)).replace(os.sep, "/")
+
+
+def unlabelled_folders(root: Path | None, value: str) -> list[Path]:
+    """The folders that `data.unlabelled` names.
+
+    Args:
+      root: the folder of the labelled images, where they lie in one; what lies in it comes first.
+      value: one folder, or several with commas between.
+
+    Raises:
+      UserError: for a folder that is not there, or that is there twice.
+    """
+    found: list[Path] = []
+    bases = [Path()] if root is None else [root, Path()]
+    whole = any((base / os.path.expanduser(value)).is_dir() for base in bases)  # its name may have a comma in it
+    for text in filter(None, [value] if whole else map(str.strip, value.split(","))):
+        places = [base / os.path.expanduser(text) for base in bases]
+        there = list({place.resolve(): place for place in places if place.is_dir()}.values())
+        looked = " nor ".join(repr(str(place.absolute())) for place in places)
+        if not there:
+            raise UserError(f"data.unlabelled={text}: there is no folder {looked}")
+        if len(there) > 1:
+            raise UserError(
+                f"data.unlabelled={text} may be {' or '.join(str(one.resolve()) for one in there)}; say which"
+            )
+        if there[0].resolve() in [place.resolve() for place in found]:
+            raise UserError(f"data.unlabelled={value} names {text} twice")
+        found += there
+    return found
+
+
+def add_unlabelled(source: Source, value: str) -> tuple[Source, np.ndarray]:
+    """A source with images behind its own that have no label.
+
+    Args:
+      source: the labelled ones.
+      value: as `data.unlabelled` has it.
+
+    Returns:
+      The source, whose new labels are -1, and the indices of the new images.
+
+    Raises:
+      UserError: for a folder that is not there, has no images, or has labelled ones.
+    """
+    kind, _, where = source.spec.partition(":")
+    root = Path(where).expanduser() if kind == "folder" else None
+    files, skipped = {}, list(source.skipped)
+    for place in unlabelled_folders(root, value):
+        prefix = f"unlabelled:{printable(place.resolve().name)}"
+        while any(name.startswith(f"{prefix}/") for name in files):
+            prefix += "'"
+        more, passed = list_images(place)
+        if not more:
+            raise UserError(f"data.unlabelled={value}: no images in {str(place)!r}")
+        files |= {f"{prefix}/{name}": path for name, path in sorted(more.items())}
+        skipped += [(f"{prefix}/{name}", reason) for name, reason in passed]
+    count = len(source)
+    labels = np.concatenate([source.labels, np.full(len(files), -1, np.int32)])
+    boxes = source.boxes
+    if boxes is not None:
+        boxes = np.concatenate([boxes, np.full((len(files), 4), np.nan, np.float32)])
+    read = Joined(source.read, count, Files(list(files.values())))
+    joined = dataclasses.replace(
+        source, names=(*source.names, *files), labels=labels, read=read, boxes=boxes, skipped=tuple(skipped),
+        narrow=False,
+    )  # fmt: skip
+    return joined, np.arange(count, count + len(files))
 
 
 def _check_twins(classes: Iterable[str]) -> list[str]:

@@ -31,6 +31,9 @@ _PLAIN_WORDS = """set sets data dataset datasets image images img imgs pic pics 
 _PLAIN = frozenset(_PLAIN_WORDS.split())
 _NUMBERED = re.compile(r"(?:cv|folds?|parts?|sets?|splits?)[ _.-]*\d+", re.IGNORECASE)  # folders of a cross-validation
 _GLUED = re.compile(r"(.+?)(?:sets?|data|datasets?|images?|imgs?|splits?)")
+_UNLABELLED = frozenset(("unlabeled", "unlabelled", "unlabel", "unannotated", "nolabel", "nolabels", "no label",
+                         "no labels", "not labeled", "not labelled", "without label", "without labels"))  # fmt: skip
+_LABELLED = frozenset(("labeled", "labelled", "annotated", "with label", "with labels"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,12 @@ def _is_plain(name: str) -> bool:
 def says_no_class(name: str) -> bool:
     """Whether a name says a split, or no more than that there are images."""
     return is_split_name(name) or _is_plain(name)
+
+
+def _says(name: str, words: frozenset[str]) -> bool:
+    """Whether a name says one of these, whatever its case, separators, numbers and words such as 'images'."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name)).casefold()
+    return " ".join(word for word in re.findall(r"[^\W\d_]+", spaced) if word not in _PLAIN) in words
 
 
 def is_split_name(name: str) -> bool:
@@ -220,8 +229,10 @@ def _as_named(root: Folder, *, path: str, by_folder: bool, named: Mapping[str, s
 
 
 def _left_out(root: Folder, names: Iterable[str]) -> list[str]:
+    names = list(names)
     told = [f"{name!r} ({root.folders[name].total:,} images)" for name in names]
-    return [f"left out, since they are in no split: {_few(told)}"] if told else []
+    hint = "".join(f"; data.unlabelled={shown(name)} takes it" for name in names if _says(name, _UNLABELLED))
+    return [f"left out, since they are in no split: {_few(told)}{hint}"] if told else []
 
 
 def _inner(root: Folder, place: str) -> str:
@@ -247,17 +258,38 @@ class _Reader:
         if layout := self.splits(root, ""):
             return layout
         prefix, here = "", root  # a folder around all of it
-        while len(here.folders) == 1:
+        while len(here.folders) == 1 and not _says(prefix[:-1].rpartition("/")[2], _LABELLED):
             name, here = next(iter(here.folders.items()))
             prefix += f"{name}/"
             if layout := self.splits(here, prefix, wrapped=True):
                 return layout
+        if self.by_folder:
+            self.ask_of_unlabelled(here, prefix)
+            if _says(prefix[:-1].rpartition("/")[2], _LABELLED) and here.folders:
+                return Layout({prefix[:-1]: (None, "")})
         if not self.by_folder:
             looks = self.nested(root) or sorted(name for name in root.folders if is_split_name(name))
             return Layout(
                 notes=(f"{_few(map(repr, looks))}: taken for no split; {_say(looks)} if meant",) if looks else ()
             )
         return self.within_classes(root) or Layout(notes=tuple(self.doubts(root)))
+
+    def ask_of_unlabelled(self, here: Folder, prefix: str) -> None:
+        """Raises UserError for folders that say that they have labels, or none, beside others."""
+        tops = here.folders
+        without = sorted(name for name in tops if _says(name, _UNLABELLED))
+        of_labels = sorted(name for name, folder in tops.items() if _says(name, _LABELLED) and folder.folders)
+        if not (without or of_labels) or len(tops) == 1:
+            return
+        rest = without or sorted(set(tops) - set(of_labels))
+        say = f"data.unlabelled={','.join(shown(prefix + name) for name in rest)}"
+        of_labels += [name for name, folder in tops.items() if folder.folders and is_split_name(name)]
+        if of_labels:
+            say += f" data.train={shown(prefix + of_labels[0])}"
+        raise UserError(
+            f"{self.path!r} has {_few(prefix + name for name in sorted(tops))}; say {say} if the images of "
+            f"{_few(map(repr, rest))} have no labels, or data.train=. if the first folders are the classes"
+        )
 
     def nested(self, root: Folder) -> list[str]:
         """Folders anywhere that would be splits, were they the first ones."""

@@ -1,9 +1,11 @@
 """From what the config says of the data to decoded pixels and splits."""
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from tljax.data import labels
 from tljax.data import pixels as pixels_lib
-from tljax.data.folder import open_folder
+from tljax.data.folder import add_unlabelled, open_folder
 from tljax.data.layout import FIELDS
 from tljax.data.pets import open_pets
 from tljax.data.pixels import Pixels
@@ -72,14 +74,16 @@ class Listed:
 
     @property
     def notes(self) -> list[str]:
-        """What was decided of the images that may be meant otherwise, and what the splits lack."""
+        """What was decided of the images that may be meant otherwise, and what validation and test lack."""
+        return [*self.source.notes, *self.lacking("val"), *self.lacking("test")]
+
+    def lacking(self, split: str) -> list[str]:
+        """What there is to say of a split that has no image of some classes; of train a run says it by itself."""
         words = {"train": "no labels to train on", "val": "validation says nothing of them",
                  "test": "the test says nothing of them"}  # fmt: skip
-        count = f"images for {len(self.source.classes):,} classes"
-        return [*self.source.notes] + [
-            f"{split} has {len(self.splits[split]):,} {count} and none of {few(missing)}: {words[split]}"
-            for split, missing in self.without_images.items()
-        ]
+        missing = self.without_images.get(split)
+        count = f"{len(self.splits.get(split, ())):,} images for {len(self.source.classes):,} classes"
+        return [f"{split} has {count} and none of {few(missing)}: {words[split]}"] if missing else []
 
     def check_trained(self, before: "Listed | None" = None) -> None:
         """Raises UserError for a class that has images and none to train on.
@@ -91,7 +95,8 @@ class Listed:
         there = np.bincount(self.truth[self.truth >= 0], minlength=n)
         if "test" in self.splits:
             there = there + self.sealed.count(self.splits["test"], n)
-        missing = np.flatnonzero((np.bincount(self.truth[self.pool], minlength=n) == 0) & (there > 0))
+        trained = self.truth[self.pool]
+        missing = np.flatnonzero((np.bincount(trained[trained >= 0], minlength=n) == 0) & (there > 0))
         if not missing.size:
             return
         names = [self.source.classes[i] for i in missing]
@@ -146,9 +151,11 @@ class Data(Listed):
 
 
 def open_source(
-    spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0, named: Mapping[str, str] | None = None
-) -> Source:
-    """Opens `folder:PATH`, `pets:PATH`, `tfds:NAME` or `shapes:TASK`; `named` are the folders of a folder's splits.
+    spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0, named: Mapping[str, str] | None = None,
+    unlabelled: str = "",
+) -> Source:  # fmt: skip
+    """Opens `folder:PATH`, `pets:PATH`, `tfds:NAME` or `shapes:TASK`; `named` are the folders of a folder's splits,
+    `unlabelled` those in it that are left out.
 
     Raises:
       UserError: for another form, or whatever the source finds wrong.
@@ -164,13 +171,26 @@ def open_source(
 
         return open_tfds(where, data_dir=tfds_dir or None, **options)
     if kind == "folder" and where:
-        return open_folder(where, **options, named=named)
+        return open_folder(where, **options, named=named, unlabelled=unlabelled)
     if kind == "pets" and where:
         return open_pets(where, **options)
     if kind == "shapes" and colon:
         return open_shapes(where, seed=seed)
     hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else ""
     raise UserError(f"data.source={spec!r} is not one of folder:PATH, pets:PATH, tfds:NAME, shapes:TASK{hint}")
+
+
+_listed: contextvars.ContextVar[dict[str, Source] | None] = contextvars.ContextVar("listed", default=None)
+
+
+@contextlib.contextmanager
+def listing_once() -> Iterator[None]:
+    """Within it a source is listed once, however often `open_data` is called for it."""
+    token = _listed.set({})
+    try:
+        yield
+    finally:
+        _listed.reset(token)
 
 
 def check_labels(source: Source) -> None:
@@ -196,8 +216,17 @@ def open_data(config: Any, *, seed: int) -> Listed:
     """
     drawn = seed if config.shapes_seed is None else config.shapes_seed
     named = named_folders(config)
-    source = open_source(config.source, label=config.label, tfds_dir=config.tfds_dir, seed=drawn, named=named)
-    check_labels(source)
+    unlabelled_in = config.get("unlabelled") or ""  # a run of before there was such a field has none
+    asked: dict[str, Any] = dict(
+        label=config.label, tfds_dir=config.tfds_dir, seed=drawn, named=named, unlabelled=unlabelled_in
+    )
+    known_sources, key = _listed.get(), repr((config.source, asked))
+    source = (known_sources or {}).get(key)
+    if source is None:
+        source = open_source(config.source, **asked)
+        check_labels(source)
+        if known_sources is not None:
+            known_sources[key] = source
     split = config.split
     if split == "auto":
         split = "official" if source.splits else "70/20/10"
@@ -221,17 +250,18 @@ def open_data(config: Any, *, seed: int) -> Listed:
         own = ", ".join(source.splits)
         pooled = f"the source's own splits ({own}) are put together, since data.split={split}"
         source = dataclasses.replace(source, notes=(*source.notes, pooled))
-    if config.pseudo and config.labels == "all":
+    if config.pseudo and config.labels == "all" and not unlabelled_in:
         raise UserError(f"data.pseudo={config.pseudo} has labels for unlabelled images, but data.labels=all")
     test = splits.get("test", np.empty(0, np.int64))
     sealed, truth = labels.Sealed(source.labels, known_to_split(split, stratify=config.stratify)), source.labels.copy()
     truth[test] = labels.HIDDEN
     source, targets = dataclasses.replace(source, labels=truth), truth
-    if config.labels != "all":
-        own = seed if config.labels_seed is None else config.labels_seed
-        labelled, unlabelled = labels.cut_labels(
-            source, splits["train"], config.labels, seed=own, stratify=config.stratify
-        )
+    own = seed if config.labels_seed is None else config.labels_seed
+    labelled, unlabelled = labels.cut_labels(source, splits["train"], config.labels, seed=own, stratify=config.stratify)
+    if unlabelled_in:
+        source, more = add_unlabelled(source, unlabelled_in)
+        truth, unlabelled = source.labels, np.concatenate([unlabelled, more])
+    if unlabelled.size:
         known = truth.copy()
         known[unlabelled] = labels.HIDDEN
         source, targets = dataclasses.replace(source, labels=known), known

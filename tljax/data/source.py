@@ -1,7 +1,9 @@
 """What every place that images come from looks like, before a single one is decoded."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -39,3 +41,28 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class Joined:
+    """Reads the images of one source, and after them those of another, as `Source.read` does.
+
+    It has the `stamp` of files where both have it.
+    """
+
+    def __init__(self, first: Callable[[int], bytes | np.ndarray], count: int, second: Callable[[int], bytes]):
+        self._parts = first, second
+        self._count = count
+        if all(hasattr(part, "stamp") for part in self._parts):
+            self.stamp = functools.partial(self._ask, "stamp")
+
+    def __call__(self, index: int) -> bytes | np.ndarray:
+        """One image, of `count` of the first and those of the second."""
+        return self._ask("", index)
+
+    def head(self, index: int) -> bytes | np.ndarray:
+        """Its first bytes, or all of it from a source that has no way to them."""
+        return self._ask("head", index)
+
+    def _ask(self, name: str, index: int) -> Any:
+        part, place = (self._parts[0], index) if index < self._count else (self._parts[1], index - self._count)
+        return getattr(part, name, part)(place) if name else part(place)

@@ -4,7 +4,7 @@ Everything here is NumPy in double precision, over all images at once.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -145,17 +145,28 @@ def passed_on(teacher: np.ndarray, student: np.ndarray, truth: np.ndarray) -> di
     }
 
 
+def share_right(told: Mapping[str, Any]) -> float | None:
+    """Which share of the labels that were given is right, of those that somebody knows; None where there are none.
+
+    Args:
+      told: `given` and `right`, and `known` where not all are known.
+    """
+    known = told.get("known", told.get("given"))
+    return told["right"] / known if known else None
+
+
 def tell(found: np.ndarray, chosen: np.ndarray, truth: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
     """What pseudo-labels were worth, by labels that nobody else may know.
 
     Args:
       found: logarithms of probabilities `[N, classes]`, of all unlabelled images.
       chosen: rows that were labelled, `[n]`.
-      truth: their labels, `[N]`.
+      truth: their labels, `[N]`; below 0 where nobody knows them.
       classes: names.
 
     Returns:
-      Counts, for result.json: given and right, in all and by the class that was given; and for each tenth of confidence
+      Counts, for result.json: given, of those with a label that is `known`, and right, in all and by the class that was
+      given; and for each tenth of confidence
       how many images had it, how many of those were given a label, and how many would be right.
     """
     predicted, confidence = found.argmax(axis=1), np.exp(found.max(axis=1))
@@ -166,6 +177,7 @@ def tell(found: np.ndarray, chosen: np.ndarray, truth: np.ndarray, classes: tupl
     return {
         "unlabelled": len(found),
         "given": int(given.sum()),
+        "known": int((given & (truth >= 0)).sum()),
         "right": int((right & given).sum()),
         "by_class": {
             name: {

@@ -274,7 +274,7 @@ def print_rounds(console: Console, rounds: list[Record], without: Mapping[str, S
         return {
             "round": str(one["round"]) + ("" if one["round"] else ", teacher"),
             "pseudo-labels": f"{given['given']:,} of {given['unlabelled']:,}" if given else "-",
-            "right": f"{given['right'] / given['given']:.1%}" if given and given["given"] else "-",
+            "right": "-" if not given or (share := labelling.share_right(given)) is None else f"{share:.1%}",
             "updates": f"{one['updates']:,}",
         } | {
             name: console_lib.percent(one[name]["correct"], one[name]["seen"], one[name]["interval95"])

@@ -13,6 +13,7 @@ import numpy as np
 from tljax.errors import UserError
 from tljax.finish import PREDICTIONS, SPLITS, merit
 from tljax.losses import predictions, wilson_interval
+from tljax.semi.labelling import share_right
 from tljax.studies import statistics
 from tljax.studies.jobs import Job, Run
 from tljax.studies.runner import why_failed
@@ -45,7 +46,7 @@ class Measure:
 def _given_right(result: Result) -> float | None:
     """Of the last round's pseudo-labels, or of the last epoch's where a network labels for itself."""
     found = result["rounds"][-1]["labels"] if "rounds" in result else result["history"][-1]
-    return found["right"] / found["given"] if found.get("given") else None
+    return share_right(found)
 
 
 def measure(name: str) -> Measure:
@@ -62,7 +63,9 @@ def measure(name: str) -> Measure:
         "test": Measure("test accuracy", True, lambda r: r["test"] and r["test"]["accuracy"]),
         "validation": Measure("validation accuracy", True, lambda r: r["validation"] and r["validation"]["accuracy"]),
         "best by test": Measure(
-            "best test accuracy among epochs (chosen by looking)", True, lambda r: r["best_by_test"]["accuracy"]
+            "best test accuracy among epochs (chosen by looking)",
+            True,
+            lambda r: r["best_by_test"]["accuracy"] if "best_by_test" in r else None,
         ),
         "epoch": Measure("epoch", False, lambda r: r["validation"] and r["validation"]["best_epoch"], chosen=True),
         "lr": Measure("learning rate", False, lambda r: r["config"]["optimizer"]["lr"], chosen=True),
