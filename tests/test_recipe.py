@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.console import Console
 import tljax
 from tests import tiny
 from tljax import runs
+from tljax.data import load
 from tljax.errors import UserError
 from tljax.fields import with_fields
 from tljax.recipe import DEFAULTS, Facts, choices_for, choose
@@ -89,6 +91,14 @@ def test_what_a_user_sets_stands():
     assert all(choice.reason for choice in choices)
 
 
+def test_an_epoch_that_is_longer_than_the_run_is_said(photos):
+    config = with_fields(tljax.config(photos, weights=None, train="all"), {"epoch_steps": 5000})
+    filled, choices = choose(config, look=False)
+    (epochs,) = (choice for choice in choices if choice.field == "epochs")
+    assert filled.epochs == 1
+    assert "epoch_steps=5000 has validation looked at once, at the end" in epochs.reason
+
+
 def test_nothing_open_is_nothing_chosen(photos):
     config = tiny.make_config(photos)
     assert choose(config) == (config, ())
@@ -113,10 +123,14 @@ def open_config(folder, finished):
     return with_fields(tiny.make_config(folder, **fields), dict.fromkeys(OPEN))
 
 
-def test_a_run_says_records_and_repeats_what_was_chosen(photos, finished, tmp_path):
-    said = io.StringIO()
-    config = with_fields(open_config(photos, finished), {"epochs": 2, "epoch_steps": 6})
+def test_a_run_says_records_and_repeats_what_was_chosen(photos, finished, tmp_path, monkeypatch):
+    said, listed, open_source = io.StringIO(), [], load.open_source
+    monkeypatch.setattr(load, "open_source", lambda *args, **more: listed.append(args) or open_source(*args, **more))
+    monkeypatch.chdir(photos.parent)
+    places = {"data.source": f"folder:{photos.name}", "model.weights": os.path.relpath(finished)}
+    config = with_fields(open_config(photos, finished), {"epochs": 2, "epoch_steps": 6} | places)
     result = runs.run(config, tmp_path / "run", console=Console(file=said, width=200))
+    assert len(listed) == 1  # for the choice, and for the run
     open_now = [name for name in OPEN if name not in ("epochs", "epoch_steps")]
     assert [choice["field"] for choice in result["chosen"]] == open_now
     for choice in result["chosen"]:
@@ -124,11 +138,15 @@ def test_a_run_says_records_and_repeats_what_was_chosen(photos, finished, tmp_pa
     assert result["config"]["cache"]["views"] == 8
     assert result["config"]["select"] == "last"
     assert result["features"]["views"] == 3  # as many passes as there are
-    again = tljax.fit(tljax.config(base=tmp_path / "run/repeat.py"), tmp_path / "again", quiet=True)
+    monkeypatch.chdir(tmp_path / "run")  # where no relative path would lead anywhere
+    again = tljax.fit(tljax.config(base="repeat.py"), tmp_path / "again", quiet=True)
     assert again.result["history"] == result["history"]
-    assert json.loads((tmp_path / "run/config.json").read_text()) == json.loads(
-        (tmp_path / "again/config.json").read_text()
+    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("run", "again"))
+    assert second["data"].pop("source") == f"folder:{photos}" and first["data"].pop("source") == "folder:photos"
+    assert second["model"].pop("weights") == str(finished) and first["model"].pop("weights") == os.path.relpath(
+        finished, photos.parent
     )
+    assert first == second
 
 
 def test_what_was_chosen_stays_when_a_run_goes_on(photos, finished, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ they give beside others' defaults.
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import check
+from tljax.convert.pretrained import FILES
 from tljax.data.augment import make_normalize
 from tljax.data.batches import num_batches
+from tljax.data.folder import unlabelled_folders
 from tljax.data.load import Listed, open_data
 from tljax.data.pixels import decode_all, find_levels
 from tljax.data.reading import put_central_square
 from tljax.errors import UserError
 from tljax.experiment import Outline, augmentation, outline, plans_of
-from tljax.fields import source_of, with_fields
+from tljax.fields import check_fields, source_of, with_fields
 from tljax.models import init_variables
 from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded, no_weights
 from tljax.transfer.plan import prefix_end, read_groups
@@ -99,6 +102,7 @@ def choose(config: Any, workdir: Path | None = None, *, look: bool = True) -> tu
       UserError: where something is open: for whatever is wrong with the config, the plan or the data. Images are
         listed; none is read but those that `look` looks at.
     """
+    check_fields(config, opened=DEFAULTS)
     given = flatten(config.to_dict())
     opened = [name for name in DEFAULTS if given[name] is None]
     if not opened:
@@ -147,7 +151,25 @@ def write_choices(workdir: Path, config: Any, choices: Sequence[Choice]) -> None
     write_json(workdir / CHOICES, [dataclasses.asdict(choice) for choice in choices])
     words = "\n".join(f"- {choice}" for choice in choices)
     words = f"Repeats the run of this folder, with what was chosen for its images:\n\n{words}\n"
-    write_whole(workdir / REPEAT, source_of(config, words))
+    write_whole(workdir / REPEAT, source_of(with_fields(config, _absolute(config)), words))
+
+
+def _absolute(config: Any) -> dict[str, Any]:
+    """The fields that name files, by names that lead there from any folder; `data.train` begins at the source."""
+    kind, _, where = config.data.source.partition(":")
+    fields = {"data.source": f"{kind}:{_full(where)}"} if kind in ("folder", "pets") else {}
+    fields |= {name: _full(value) for name in ("tfds_dir", "pseudo") if (value := config.data[name])}
+    fields = {name if "." in name else f"data.{name}": value for name, value in fields.items()}
+    if config.data.unlabelled:
+        root = Path(os.path.expanduser(where)) if kind == "folder" else None
+        fields["data.unlabelled"] = ",".join(map(_full, unlabelled_folders(root, config.data.unlabelled)))
+    if not no_weights(config.model.weights) and config.model.weights not in FILES:
+        fields["model.weights"] = _full(config.model.weights)
+    return fields
+
+
+def _full(path: str | Path) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def as_record(choices: Sequence[Choice]) -> dict[str, Any]:
@@ -285,6 +307,8 @@ def _length(config: Any, facts: Facts, opened: Sequence[str], views: int) -> Ite
         steps = -(-updates // STOPS)
     epochs = -(-updates // (steps or per_pass))
     unit = f"epochs of {steps} updates" if steps else "passes"
+    if epochs == 1 and steps and "epoch_steps" not in opened:
+        why += f"; epoch_steps={steps} has validation looked at once, at the end: lower it, or set epochs, for more"
     yield Choice("epochs", epochs, f"{epochs} {unit}, {epochs * (steps or per_pass):,} updates in all: {why}")
     yield Choice("epoch_steps", steps, f"updates between two looks at validation; a pass has {per_pass}" if steps
                  else f"each is a pass of {per_pass} updates")  # fmt: skip
