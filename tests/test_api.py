@@ -1,5 +1,6 @@
 """tljax from Python: the lines that a notebook needs, and what they say of mistakes."""
 
+import io
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import tljax
@@ -325,3 +327,53 @@ def test_what_there_is_can_be_listed():
     assert {"config", "evaluate", "fit", "load", "plan", "predict"} <= set(dir(tljax))
     with pytest.raises(AttributeError, match="no attribute 'train_me'"):
         _ = tljax.train_me
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"runs/x", [], object()], ids=lambda wrong: type(wrong).__name__)
+def test_what_is_no_folder_of_a_run_is_one_line(wrong, config):
+    for call in (lambda: tljax.load(wrong), lambda: tljax.fit(config, wrong), lambda: tljax.evaluate(wrong),
+                 lambda: tljax.predict(wrong, "cat.jpg")):  # fmt: skip
+        with pytest.raises(UserError, match="is no folder; give the path of one") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"batch_size": None}, {"batch_size": 2.5}, {"split": 3}], ids=str
+)
+def test_options_of_evaluate_are_looked_at(run, photos, options):
+    with pytest.raises(UserError, match="is not"):
+        tljax.evaluate(run, photos, **options)
+
+
+@pytest.mark.parametrize("empty", [ConfigDict(), ConfigDict({"data": 1, "run": "train"})], ids=str)
+def test_a_config_of_something_else_is_one_line(empty, tmp_path):
+    for call in (tljax.plan, lambda config: tljax.fit(config, tmp_path / "run")):
+        with pytest.raises(UserError, match="the config has no accumulate"):
+            call(empty)
+
+
+def test_a_seed_that_is_none_is_one_line(photos):
+    with pytest.raises(UserError, match="seed=None does not fit; it takes a whole number"):
+        tljax.plan(tljax.config(photos, weights=None, train="all", seed=None))
+
+
+@pytest.mark.parametrize("nothing", ["", "nowhere", "cats:nowhere"])
+def test_data_that_name_nothing_are_one_line(nothing):
+    with pytest.raises(UserError, match="folder:PATH, pets:PATH, tfds:NAME, shapes:TASK"):
+        tljax.config(nothing)
+
+
+def test_files_that_are_open_and_bytes_of_any_kind_are_read(run, photos):
+    path = photos / "red/000.png"
+    (named,) = tljax.predict(run, path)
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        given = [file, io.BytesIO(data), bytearray(data), memoryview(data)]
+        assert [answer.best for answer in tljax.predict(run, given)] == [named.best] * 4
+        file.seek(0)
+        assert tljax.predict(run, file)[0].best == named.best
+    for wrong in (file, path.open("ab"), open(__file__), io.StringIO("cat.jpg")):  # noqa: SIM115
+        with pytest.raises(UserError, match=r"open pictures by open\(path, 'rb'\)"):
+            tljax.predict(run, wrong)
+        wrong.close()

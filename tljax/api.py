@@ -13,8 +13,9 @@ import functools
 import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -28,13 +29,13 @@ from tljax.checks import check
 from tljax.convert.pretrained import FILES
 from tljax.data import content
 from tljax.data.folder import ASK, open_labeled
-from tljax.data.load import check_labels, few, named_folders, open_data, open_source
+from tljax.data.load import check_labels, few, listing_once, named_folders, open_data, open_source
 from tljax.data.pixels import content_of
 from tljax.data.source import Source
-from tljax.errors import UserError, shorten
+from tljax.errors import UserError, one_line, shorten
 from tljax.evaluation import FITTED, by_class, chose_epoch, confusion, images_in_words, reliability
 from tljax.experiment import head_outputs, outline, plans_of
-from tljax.fields import config
+from tljax.fields import check_fields, config
 from tljax.finish import PREDICTIONS, SPLITS
 from tljax.guest import visiting
 from tljax.losses import make_loss, predictions, score, wilson_interval
@@ -42,14 +43,14 @@ from tljax.machine import tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
 from tljax.models import variable_shapes
 from tljax.predict import Answer, Picture
-from tljax.recipe import Choice, choose
+from tljax.recipe import DEFAULTS, Choice, choose
 from tljax.report import console as console_lib
 from tljax.transfer.initial import find_weights
 from tljax.transfer.plan import Phase, Plan, plan_tables
 
-Image = str | Path | bytes | np.ndarray | PIL.Image.Image
-"""A file, a folder with all in it, a pattern; the bytes of a file; pixels as `tljax.data.reading.from_array`
-takes them, such as uint8 `[H, W, 3]`; a Pillow image."""
+Image = str | Path | bytes | bytearray | memoryview | BinaryIO | np.ndarray | PIL.Image.Image
+"""A file, a folder with all in it, a pattern; the bytes of a file, or a file opened for reading bytes; pixels as
+`tljax.data.reading.from_array` takes them, such as uint8 `[H, W, 3]`; a Pillow image."""
 
 __all__ = ["Evaluation", "Outlook", "Run", "config", "evaluate", "fit", "load", "plan", "predict", "setup_process"]
 
@@ -130,7 +131,12 @@ def plan(config: Any) -> Outlook:
     Raises:
       UserError: for whatever is wrong with the config, the plan or the data.
     """
-    config, chosen = choose(_made(config), look=False)
+    with listing_once():
+        return _plan(_made(config))
+
+
+def _plan(config: Any) -> Outlook:
+    config, chosen = choose(config, look=False)
     check(config)
     sketch = outline(config)
     if config.model.weights not in FILES:
@@ -142,7 +148,8 @@ def plan(config: Any) -> Outlook:
     plans = plans_of(model, variable_shapes(model), first.config, phases, sketch.fresh)
     images = {name: len(members) for name, members in listed.splits.items()}
     counts = {split: tuple(count.tolist()) for split, count in listed.counts.items()}
-    return Outlook(phases, plans, len(sketch.members), classes, images, counts, tuple(listed.notes), chosen)
+    notes = (*listed.notes, *listed.lacking("train"))
+    return Outlook(phases, plans, len(sketch.members), classes, images, counts, notes, chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,8 +354,15 @@ def evaluate(
       UserError: where no class is the run's, for images without labels or that are not there, a population.
     """
     run = run if isinstance(run, Run) else load(run)
+    _check_positive("batch_size", batch_size)
+    if split is not None and not isinstance(split, str):
+        raise UserError(f"split={split!r} is not one of train, val, test, None")
     if images is None:
         return _kept(run, split)
+    if not isinstance(images, str | Path):
+        raise UserError(
+            f"images is {images!r:.60}; give a folder, or a source such as tfds:NAME; predict takes pictures"
+        )
     network, classes = run.classifier, tuple(run.result["classes"])
     source = _labeled(run, images)
     known = [name for name in source.classes if name in classes]
@@ -506,7 +520,8 @@ def predict(
 
     Args:
       run: a finished run, or its folder.
-      images: what to ask about: files, folders and patterns; bytes of files; pixels. One, or several.
+      images: what to ask about: files, folders and patterns; bytes of files, or files opened for reading bytes; pixels.
+        One, or several.
       top: classes per answer.
       flips: whether each picture is also seen mirrored, and the probabilities of both averaged.
       batch_size: pictures that go through the network together.
@@ -516,37 +531,58 @@ def predict(
       cannot be read.
 
     Raises:
-      UserError: for a run or pattern that is not there, a population.
+      UserError: for a run or pattern that is not there, a population, what is no picture.
     """
     run = run if isinstance(run, Run) else load(run)
-    for name, value in (("top", top), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name}={value!r} is not a positive number")
+    _check_positive("top", top)
+    _check_positive("batch_size", batch_size)
     one = (
         not isinstance(images, Iterable)
-        or isinstance(images, str | Path | bytes | PIL.Image.Image)
+        or isinstance(images, str | Path | bytes | bytearray | memoryview | PIL.Image.Image)
+        or hasattr(images, "read")
         or (isinstance(images, np.ndarray) and images.ndim < 4)
     )
     several: Any = [images] if one else images
     pictures: list[Picture] = []
-    for number, image in enumerate(several):
+    for number, image in enumerate(map(_content, several)):
         if isinstance(image, str | Path):
             pictures += asking.find_pictures([str(image)], bytes)
         elif isinstance(image, bytes | np.ndarray | PIL.Image.Image):
             pictures.append(Picture(f"picture {number}", lambda image=image: image))
         else:
             raise UserError(
-                f"picture {number} is a {type(image).__name__}; give a file, bytes, an array of uint8, or Pillow's"
+                f"picture {number} is a {type(image).__name__}; give a file, bytes, a NumPy array of uint8, or Pillow's"
             )
     if not pictures:
         raise UserError("no pictures there; name files, folders or patterns")
     return list(asking.ask(run.classifier, pictures, batch_size=batch_size, top=top, flips=flips))
 
 
+def _content(image: Any) -> Any:
+    """The bytes of what holds some, a file that is open among it; anything else as it is."""
+    if isinstance(image, bytearray | memoryview):
+        return bytes(image)
+    if not hasattr(image, "read"):
+        return image
+    try:
+        data = image.read()
+    except (OSError, ValueError) as error:  # closed, opened for writing, or text that is none
+        raise UserError(f"{image!r:.80} cannot be read: {one_line(error)}; open pictures by open(path, 'rb')") from None
+    if not isinstance(data, bytes):
+        raise UserError(f"{image!r:.80} is open for text; open pictures by open(path, 'rb')")
+    return data
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise UserError(f"{name}={value!r} is not a positive whole number")
+
+
 def _made(config: Any) -> Any:
     """A config, and nothing else."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"config is {config!r:.40}; make one by tljax.config('folder:photos')")
+    check_fields(config, opened=DEFAULTS)
     return config
 
 
