@@ -23,10 +23,10 @@ def make_console(*, quiet: bool = False) -> Console:
     # A notebook gets plain text: it takes itself for a terminal, and keeps every state of a progress bar.
     terminal = False if Console().is_jupyter else None
     narrow = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    out: Any = _Escaping(sys.stdout) if narrow else None
     console = Console(
-        quiet=quiet, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal,
-        file=_Escaping(sys.stdout) if narrow else None,
-    )  # fmt: skip
+        quiet=quiet, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal, file=out
+    )
     if not console.is_terminal:
         console.width = 200  # nobody's window: a table in a log is not cut
     return console
