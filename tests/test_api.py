@@ -294,7 +294,7 @@ def test_predict_takes_files_folders_bytes_and_pixels(run, photos):
         run.predict([])
     with pytest.raises(UserError, match="picture 0 is a NoneType"):
         run.predict(None)
-    with pytest.raises(UserError, match="top='a' is not a positive number"):
+    with pytest.raises(UserError, match="top='a' is not a positive whole number"):
         run.predict(file, top="a")
 
 

@@ -359,10 +359,6 @@ def evaluate(
         raise UserError(f"split={split!r} is not one of train, val, test, None")
     if images is None:
         return _kept(run, split)
-    if not isinstance(images, str | Path):
-        raise UserError(
-            f"images is {images!r:.60}; give a folder, or a source such as tfds:NAME; predict takes pictures"
-        )
     network, classes = run.classifier, tuple(run.result["classes"])
     source = _labeled(run, images)
     known = [name for name in source.classes if name in classes]
@@ -417,7 +413,8 @@ def _labeled(run: Run, images: Any) -> Source:
     """The images that a run is asked about, read as its own are where they are of the same kind or place."""
     if not isinstance(images, str | Path):
         raise UserError(
-            f"images is a {type(images).__name__}; give a folder with one folder of images per class; {ASK}"
+            f"images is {images!r:.60}; give a folder with one folder of images per class, or a source such as "
+            f"tfds:NAME; {ASK}"
         )
     d, spec = run.result["config"]["data"], str(images)
     if spec.partition(":")[0] not in ("folder", "pets", "tfds", "shapes"):
