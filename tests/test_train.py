@@ -315,8 +315,9 @@ def test_a_batch_larger_than_the_data_is_the_data(photos, tmp_path):
     assert result["train"]["images_per_second"] > 0
 
 
-def test_programs_of_earlier_runs_do_not_fill_the_process(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "MANY_MAPPINGS", 0)
+@pytest.mark.parametrize("limit, value", [("MANY_MAPPINGS", 0), ("MUCH_MEMORY", -(1 << 50))])
+def test_programs_of_earlier_runs_do_not_fill_the_process(photos, tmp_path, monkeypatch, limit, value):
+    monkeypatch.setattr(machine, limit, value)
     earlier = jax.jit(lambda x: x + 1)
     earlier(1.0)
     kept = [earlier._cache_size()]

@@ -20,7 +20,10 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 MEASURED = ("0.10.",)  # versions of jaxlib that have these flags; XLA ends a process that names one it does not know
 MANY_MAPPINGS = 10_000  # of the 65,530 that Linux allows a process
+MUCH_MEMORY = 2 << 30  # bytes that a process has taken since programs were last forgotten
 DETERMINISTIC = "--xla_gpu_deterministic_ops"
+
+_left = 0  # bytes that were still there when programs had been forgotten
 
 
 def tune_cpu() -> None:
@@ -82,19 +85,25 @@ def is_deterministic() -> bool:
 
 
 def forget_programs() -> None:
-    """Drops JAX's compiled programs when there are many, and gives free memory back where a process has taken much.
+    """Drops JAX's compiled programs when there are many, or when they have taken much memory, and gives that back.
 
     Each program is mapped into memory piece by piece, JAX keeps them all, and a process that has reached the kernel's
     limit of mappings dies of a segmentation fault. What they took, and what `tune_cpu` has the C library keep,
     is as good as lost to other processes.
     """
+    global _left
     import jax
 
-    maps, pages = Path("/proc/self/maps"), Path("/proc/self/statm")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPPINGS:
+    maps = Path("/proc/self/maps")
+    if maps.exists() and (maps.read_bytes().count(b"\n") > MANY_MAPPINGS or _resident() > _left + MUCH_MEMORY):
         jax.clear_caches()
         gc.collect()
-    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 2 << 30:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries than GNU's
         if trim is not None:
             trim(0)
+        _left = _resident()
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
