@@ -1,5 +1,6 @@
 """What a config leaves open is chosen, said, recorded and kept to."""
 
+import dataclasses
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from tljax import runs
 from tljax.data import load
 from tljax.errors import UserError
 from tljax.fields import with_fields
-from tljax.recipe import DEFAULTS, Facts, choices_for, choose
+from tljax.recipe import DEFAULTS, Facts, choices_for, choose, write_choices
 
 OPEN = tuple(DEFAULTS)
 
@@ -159,3 +160,16 @@ def test_what_was_chosen_stays_when_a_run_goes_on(photos, finished, tmp_path, mo
     assert choose(with_fields(config, {"select": "last"}), parts)[0].to_dict() == undisturbed["config"]
     other = with_fields(config, {"seed": 1})
     assert choose(other, parts)[0].seed == 1
+
+
+@pytest.mark.parametrize("set_too", [{}, {"schedule.name": "constant"}, {"epochs": 3}])
+def test_whatever_is_open_what_was_chosen_is_found_again(photos, finished, tmp_path, set_too):
+    config = with_fields(open_config(photos, finished), set_too)
+    filled, choices = choose(config, look=False)
+    marked = [dataclasses.replace(c, value=0.123) if c.field == "optimizer.lr" else c for c in choices]
+    filled = with_fields(filled, {"optimizer.lr": 0.123})  # nobody would choose that again
+    write_choices(tmp_path, filled, marked)
+    (tmp_path / "config.json").write_text(json.dumps(filled.to_dict()))
+    again, found = choose(config, tmp_path)
+    assert again.to_dict() == filled.to_dict()
+    assert found == tuple(marked)

@@ -96,7 +96,7 @@ def choose(config: Any, workdir: Path | None = None, *, look: bool = True) -> tu
       look: at some images through the network, which the rate of a new head comes from; else it is a usual one.
 
     Returns:
-      A config with nothing open (the given one, where nothing was), and what was chosen, in the order of `DEFAULTS`.
+      A config with nothing open (the given one, where nothing was), and what was chosen.
 
     Raises:
       UserError: where something is open: for whatever is wrong with the config, the plan or the data. Images are
@@ -141,7 +141,7 @@ def _chosen_before(given: Mapping[str, Any], opened: Sequence[str], workdir: Pat
     asked = flatten(json.loads(json.dumps(given)))
     same = all(asked[name] == config.get(name) for name in asked if name not in (*opened, *FREE, *PLACES))
     found = tuple(choice for choice in choices if choice.field in opened)  # what was chosen may have been set since
-    return found if same and [choice.field for choice in found] == opened else ()
+    return found if same and {choice.field for choice in found} == {*opened} else ()
 
 
 def write_choices(workdir: Path, config: Any, choices: Sequence[Choice]) -> None:
