@@ -16,7 +16,7 @@ from tljax.checkpoint import saved_steps
 from tljax.workdir import FREE
 
 TIMES = {"seconds", "images_per_second", "waited_for_input", "first_step_seconds", "first_step", "validation_seconds",
-         "clocks", "digest"}  # fmt: skip
+         "expected_seconds", "clocks", "digest"}  # fmt: skip
 WHERE = {"in", *(f"config.{name}" for name in FREE)}
 
 

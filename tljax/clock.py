@@ -1,8 +1,15 @@
-"""How fast a run trains, epoch by epoch."""
+"""How fast a run trains, epoch by epoch, and how long it will take."""
 
 import dataclasses
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from rich.console import Console
+
+WORTH_SAYING = 10.0  # seconds
+OFF = 0.25  # share by which a forecast is off that is corrected
+TIMED = 3  # batches of features that show how long one takes
 
 
 @dataclasses.dataclass
@@ -55,3 +62,53 @@ def total(clocks: Iterable[Clock]) -> Clock:
     """All epochs as one."""
     columns = zip(*map(dataclasses.astuple, clocks), strict=True)
     return Clock(*map(sum, columns))
+
+
+def in_words(seconds: float) -> str:
+    """A duration, to two digits: `40 s`, `4.6 minutes`, `2.5 hours`."""
+    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} s"
+
+
+class Forecast:
+    """Says how long a run will take, as soon as its own pace shows it, and once more if that was wrong.
+
+    Attributes:
+      total: seconds of the whole run, as first said, or last expected where nothing was worth saying; None before.
+    """
+
+    def __init__(self, console: Console, now: Callable[[], float] = time.perf_counter):
+        self.console, self.now = console, now
+        self.total: float | None = None
+        self._image: float | None = None  # seconds of one image through what never changes
+        self._seen: list[tuple[float, int]] = []
+        self._said = self._corrected = False
+
+    def features(self, done: int, of: int, *, tested: int) -> None:
+        """Hears that features of `done` of `of` images are there; `tested` images go the same way at the end."""
+        self._seen.append((self.now(), done))
+        if len(self._seen) != 1 + TIMED:
+            return
+        (began, before), (ended, after) = self._seen[0], self._seen[-1]
+        self._image = (ended - began) / (after - before)
+        left = self._image * (of - done + tested)
+        if left >= WORTH_SAYING:
+            test = f", the test of {tested:,} images among it" if tested else ""
+            self.console.print(f"about {in_words(left)}{test}: features of {of:,} views at {1 / self._image:,.1f} a "
+                               "second, as first batches show; updates on them are timed when they begin")  # fmt: skip
+
+    def updates(self, left: int, each: float, stops: float, gone: float, *, tested: int) -> None:
+        """Hears that `left` updates of `each` seconds are to come, `stops` seconds of validation, and a test, `gone`
+        seconds after the run began."""
+        more = left * each + stops + tested * (self._image or 0.0)
+        if not self._said:
+            self.total, self._said = gone + more, more >= WORTH_SAYING
+            if self._said:
+                self.console.print(f"about {in_words(more)} more: {left:,} updates at {1000 * each:,.0f} ms, as first "
+                                   "ones show, with validation and test")  # fmt: skip
+        elif self.total and not self._corrected and abs(gone + more - self.total) > max(OFF * self.total, WORTH_SAYING):
+            self._corrected = True
+            self.console.print(f"about {in_words(more)} more: {in_words(gone + more)} in all, where "
+                               f"{in_words(self.total)} was said")  # fmt: skip

@@ -48,7 +48,7 @@ def keep(
     *,
     workdir: Path,
     console: Console,
-    pause: Callable[[], None] = lambda: None,
+    pause: Callable[[int, int], None] = lambda done, of: None,
 ) -> Kept | None:
     """Computes what a phase's constant prefix puts out, for the splits where that is exact or asked for, if any.
 
@@ -58,7 +58,7 @@ def keep(
       variables: replicated.
       workdir: where features lie that outgrow the memory.
       console: where to print.
-      pause: called after each batch; it may raise.
+      pause: called after each batch with views done and views in all, an image's each; it may raise.
 
     Raises:
       UserError: when the disk has no room for features of views that were asked for.
@@ -94,10 +94,17 @@ def keep(
         console.print(f"{prefix}: {needed / 1e9:.1f} GB of features do not fit in memory and are not kept")
         return None
     began, where = time.perf_counter(), "file" if spill else "memory"
+    total, done = sum(images.values()), 0
+
+    def count(views: int) -> None:
+        nonlocal done
+        done += views
+        pause(done, total)
+
     try:
         found = {
             name: Features(
-                _features_of(x, phase, name, wanted[name], n, one, variables, key, workdir if spill else None, pause),
+                _features_of(x, phase, name, wanted[name], n, one, variables, key, workdir if spill else None, count),
                 wanted[name],
             )
             for name, n in views.items()
@@ -116,7 +123,7 @@ def keep(
     else:
         why = "for validation: nothing random"
     console.print(
-        f"{prefix} never change: their outputs are kept in {where} ({why}); {sum(images.values()):,} views, "
+        f"{prefix} never change: their outputs are kept in {where} ({why}); {total:,} views, "
         f"{needed / 1e6:,.0f} MB, {seconds:.0f} s"
     )
     record = {
@@ -149,7 +156,7 @@ def _features_of(
     variables: Any,
     key_of: Callable[[str], str],
     folder: Path | None,
-    pause: Callable[[], None],
+    count: Callable[[int], None],
 ) -> np.ndarray:
     """Features `[n, views, ...]` of images, in a file of `folder` if given; `one` has the shape and type of a batch of
     one."""
@@ -170,7 +177,7 @@ def _features_of(
             for values in run_over(step, pictures, variables, key, x.replicas, view=view):
                 yield first, view, values
                 first += len(values)
-                pause()
+                count(len(values))
 
     def make() -> np.ndarray:
         shape = (len(wanted), views, *one.shape[1:])

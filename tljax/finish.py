@@ -167,6 +167,7 @@ def member_result(
         "train": {
             **total(trainer.clocks).speed,
             "first_step_seconds": trainer.first_step,
+            "expected_seconds": trainer.forecast.total,
             "epochs": [
                 clock.speed | {"seconds": clock.seconds + clock.cold_seconds, "validation_seconds": clock.validation}
                 for clock in trainer.clocks

@@ -19,7 +19,7 @@ from tljax import workdir as folders
 from tljax.agree import Stop, agree, agree_on_config, agree_on_folder, agree_on_start
 from tljax.checkpoint import Checkpoints
 from tljax.checks import check
-from tljax.clock import Clock
+from tljax.clock import Clock, Forecast
 from tljax.data import content
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
@@ -47,6 +47,7 @@ GIVEN = ("index", "given")  # of unlabelled images, and what they were taken for
 TOLD = ("given", "known", "right")  # of an epoch's pseudo-labels: how many, of how many somebody knows the label
 VITAL = ("norms", "active")  # whether anything is learned
 FETCHED = 20  # updates whose metrics are looked at together
+SHOWN = 5  # updates that show how long an update takes
 
 
 def run(
@@ -139,6 +140,7 @@ class Trainer:
         began: float,
         workdir: Path,
     ):
+        self.forecast = Forecast(console)
         self.x, self.checkpoints, self.console, self.workdir = experiment, checkpoints, console, workdir
         self.key = jax.random.key(experiment.config.seed)
         self.phase = 0
@@ -241,7 +243,7 @@ class Trainer:
             self.evaluators = {}
             self.kept = keep(
                 self.x, number, self.state.variables, workdir=self.workdir, console=self.console,
-                pause=self.stop_if_asked,
+                pause=self.featured,
             )  # fmt: skip
             self.features = self.kept.record if self.kept else self.features
             feed = self.x.training_feed(self.kept.splits if self.kept else {})
@@ -259,9 +261,26 @@ class Trainer:
                 self.log(rows, writer)
                 if self.stop.asked():
                     break
+                self.foresee_rest()
             if self.step < self.last_step:
                 self.stop_if_asked()
         self.checkpoints.wait()  # while signals are still caught: the last epoch is not to be lost
+
+    def featured(self, done: int, of: int) -> None:
+        """After a batch of features: says how long all will take, once a few have shown it."""
+        self.stop_if_asked()
+        self.forecast.features(done, of, tested=len(self.x.data.splits.get("test", ())))
+
+    def foresee_rest(self) -> None:
+        """Says how long the run will take, once some updates have shown it."""
+        x, clock = self.x, self.clocks[-1]
+        each = (clock.seconds / clock.images if clock.images else 0) * x.batch_size
+        left = self.last_step - self.step
+        if not each or not left:
+            return
+        known = [clock.validation for clock in self.clocks if clock.validation][1:]  # the first one compiles
+        stops = -(-left // x.steps_per_epoch) * (known[-1] if known else 0.0)
+        self.forecast.updates(left, each, stops, self.seconds, tested=len(x.data.splits.get("test", ())))
 
     def stop_if_asked(self) -> None:
         """Leaves, with what was saved last, if a signal came."""
@@ -318,6 +337,8 @@ class Trainer:
                 now = time.perf_counter()
                 clock.add(seen, now - last, cold=not self.warm)
                 last, self.warm = now, True
+                if self.forecast.total is None and clock.images >= SHOWN * x.batch_size:
+                    self.foresee_rest()
                 self.first_step = self.first_step or self.seconds
         self.take_in(sums)
         return done == of
