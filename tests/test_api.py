@@ -377,3 +377,17 @@ def test_files_that_are_open_and_bytes_of_any_kind_are_read(run, photos):
         with pytest.raises(UserError, match=r"open pictures by open\(path, 'rb'\)"):
             tljax.predict(run, wrong)
         wrong.close()
+
+
+@pytest.mark.parametrize("wrong", ["no", 2, None], ids=str)
+@pytest.mark.parametrize("name", ["overwrite", "quiet"])
+def test_a_switch_of_fit_that_is_not_true_or_false_is_refused_and_the_run_stays(run, config, name, wrong):
+    before = (run.workdir / "result.json").stat()
+    with pytest.raises(UserError, match=f"^{name}={wrong!r} is not True or False$"):
+        tljax.fit(config, run.workdir, **{"quiet": True, name: wrong})
+    assert (run.workdir / "result.json").stat() == before
+
+
+def test_a_switch_of_predict_that_is_not_true_or_false_is_refused(run, photos):
+    with pytest.raises(UserError, match="^flips='no' is not True or False$"):
+        run.predict(photos, flips="no")

@@ -32,7 +32,7 @@ from tljax.data.folder import ASK, open_labeled
 from tljax.data.load import check_labels, few, listing_once, named_folders, open_data, open_source
 from tljax.data.pixels import content_of
 from tljax.data.source import Source
-from tljax.errors import UserError, one_line, shorten
+from tljax.errors import UserError, one_line, shorten, told
 from tljax.evaluation import FITTED, by_class, chose_epoch, confusion, images_in_words, reliability
 from tljax.experiment import head_outputs, outline, plans_of
 from tljax.fields import check_fields, config
@@ -249,6 +249,8 @@ def fit(config: Any, workdir: str | Path, *, overwrite: bool = False, quiet: boo
       UserError: for whatever can be mended, a folder with a run of another config among it.
       Interrupted: on SIGINT or SIGTERM, after saving.
     """
+    _check_switch("overwrite", overwrite)
+    _check_switch("quiet", quiet)
     workdir = folders.named(workdir)
     if _made(config).run != "train":
         raise UserError(f"config.run={config.run!r} is for the command line; say run='train'")
@@ -530,6 +532,7 @@ def predict(
     Raises:
       UserError: for a run or pattern that is not there, a population, what is no picture.
     """
+    _check_switch("flips", flips)
     run = run if isinstance(run, Run) else load(run)
     _check_positive("top", top)
     _check_positive("batch_size", batch_size)
@@ -572,7 +575,12 @@ def _content(image: Any) -> Any:
 
 def _check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise UserError(f"{name}={value!r} is not a positive whole number")
+        raise UserError(f"{name}={told(value)} is not a positive whole number")
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool | np.bool_):  # "no" would count as True
+        raise UserError(f"{name}={told(value)} is not True or False")
 
 
 def _made(config: Any) -> Any:

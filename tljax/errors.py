@@ -21,6 +21,15 @@ def shown(name: str) -> str:
     return name if name.isprintable() else repr(name)[1:-1]
 
 
+def told(value: object) -> str:
+    """A value as a message shows it: its `repr`, of a long one the first 60 characters."""
+    try:
+        words = one_line(repr(value))
+    except Exception:  # whatever somebody's class raises; Python, for a number of over 4,300 digits
+        words = f"a value of type {type(value).__name__}"
+    return words if len(words) <= 60 else f"{words[:57]}..."
+
+
 def shorten(parts: Sequence[str], limit: int) -> str:
     """'a, b', and of more than `limit` 'a, b and 3 more'."""
     return ", ".join(parts[:limit]) + (f" and {len(parts) - limit} more" if len(parts) > limit else "")
