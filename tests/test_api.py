@@ -391,3 +391,32 @@ def test_a_switch_of_fit_that_is_not_true_or_false_is_refused_and_the_run_stays(
 def test_a_switch_of_predict_that_is_not_true_or_false_is_refused(run, photos):
     with pytest.raises(UserError, match="^flips='no' is not True or False$"):
         run.predict(photos, flips="no")
+
+
+@pytest.mark.parametrize("where", ["x\0", "folder:x\0", "pets:x\0", Path("x\0")], ids=repr)
+def test_a_path_with_a_nul_is_one_line(run, config, where):
+    calls = [
+        lambda: tljax.evaluate(run, where), lambda: tljax.predict(run, where), lambda: tljax.predict(run, [where]),
+        lambda: tljax.load(where), lambda: tljax.fit(config, where, quiet=True),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(UserError, match="has a NUL character; no path has") as caught:
+            call()
+        assert "\0" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["", "folder:"])
+def test_images_that_name_nothing_are_not_those_of_the_current_folder(run, where):
+    with pytest.raises(UserError, match=r"images is empty; give a folder \('\.' for the current one\)"):
+        tljax.evaluate(run, where)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pets"])
+def test_a_source_without_a_folder_says_so(kind):
+    with pytest.raises(UserError, match=rf"data\.source='{kind}:' names no folder; give one \('\.' for the current one\)"):
+        tljax.plan(tljax.config(f"{kind}:", weights=None, train="all"))
+
+
+def test_a_dictionary_of_pictures_is_not_asked_by_its_keys(run):
+    with pytest.raises(UserError, match="images is a dict; give"):
+        tljax.predict(run, {"a": "cat0.png"})

@@ -55,6 +55,11 @@ def test_text_is_text(value):
         assert refused(name, value) or (value is None and name in free), name
 
 
+def test_text_with_a_nul_is_refused():
+    for name in (name for name, kind in KINDS.items() if kind is str):
+        assert refused(name, "folder:x\0"), name
+
+
 def test_a_switch_is_a_switch_and_several_values_stand_in_brackets():
     for name, kind in KINDS.items():
         if kind is bool:

@@ -419,6 +419,9 @@ def _labeled(run: Run, images: Any) -> Source:
             f"tfds:NAME; {ASK}"
         )
     d, spec = run.result["config"]["data"], str(images)
+    if spec in ("", "folder:"):
+        raise UserError(f"images is empty; give a folder ('.' for the current one); {ASK}")
+    folders.check_nul("images", spec)
     if spec.partition(":")[0] not in ("folder", "pets", "tfds", "shapes"):
         spec = f"folder:{spec}"
     kind, _, where = spec.partition(":")
@@ -536,6 +539,8 @@ def predict(
     run = run if isinstance(run, Run) else load(run)
     _check_positive("top", top)
     _check_positive("batch_size", batch_size)
+    if isinstance(images, Mapping):  # whose keys would be asked about
+        raise UserError(f"images is a {type(images).__name__}; give a file, folder or picture, or a list of them")
     one = (
         not isinstance(images, Iterable)
         or isinstance(images, str | Path | bytes | bytearray | memoryview | PIL.Image.Image)
@@ -546,6 +551,7 @@ def predict(
     pictures: list[Picture] = []
     for number, image in enumerate(map(_content, several)):
         if isinstance(image, str | Path):
+            folders.check_nul(f"picture {number}", str(image))
             pictures += asking.find_pictures([str(image)], bytes)
         elif isinstance(image, bytes | np.ndarray | PIL.Image.Image):
             pictures.append(Picture(f"picture {number}", lambda image=image: image))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from tljax.command_line import example, field_of, is_behind, load_config, similar_fields
-from tljax.errors import UserError, one_line
+from tljax.errors import UserError, one_line, told
 from tljax.workdir import flatten
 
 CONFIGS = Path(common.__file__).parent
@@ -100,6 +100,8 @@ def check_fields(config: Any, *, opened: Iterable[str] = ()) -> None:
         kind = field_of(usual, parts).get_type(last)
         if not _fits(given[name], kind, or_none=value is None or name == "model.weights" or name in opened):
             raise UserError(f"{name}={given[name]!r} does not fit; it takes {_KINDS[kind]}")
+        if isinstance(given[name], str) and "\0" in given[name]:
+            raise UserError(f"{name}={told(given[name])} has a NUL character; no path or name has")
         several = given[name] if isinstance(given[name], tuple | list) else [given[name]]
         if any(isinstance(one, numbers.Real) and not math.isfinite(one) for one in several):
             raise UserError(f"{name}={given[name]} is not a finite number")

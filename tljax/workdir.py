@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.errors import UserError, one_line
+from tljax.errors import UserError, one_line, told
 
 try:
     import fcntl
@@ -157,7 +157,14 @@ def named(folder: str | Path) -> Path:
     """A folder as a user names it, `~` filled in where there is such a home. Raises UserError for what is no path."""
     if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
         raise UserError(f"{folder!r:.60} is no folder; give the path of one, as text or as a pathlib.Path")
+    check_nul("the folder", os.fspath(folder))
     return Path(os.path.expanduser(folder))
+
+
+def check_nul(what: str, path: str) -> None:
+    """Raises UserError for a path with a NUL character, which the system's calls answer with a bare ValueError."""
+    if "\0" in path:
+        raise UserError(f"{what} {told(path)} has a NUL character; no path has")
 
 
 # What Orbax and TensorStore do not take for itself: patterns, escapes, addresses (`gs:`, and `/gs/...` that etils makes

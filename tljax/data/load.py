@@ -176,6 +176,8 @@ def open_source(
         return open_pets(where, **options)
     if kind == "shapes" and colon:
         return open_shapes(where, seed=seed)
+    if kind in ("folder", "pets") and colon:
+        raise UserError(f"data.source={spec!r} names no folder; give one ('.' for the current one), as in {kind}:PATH")
     hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else ""
     raise UserError(f"data.source={spec!r} is not one of folder:PATH, pets:PATH, tfds:NAME, shapes:TASK{hint}")
 
