@@ -55,6 +55,13 @@ def test_text_is_text(value):
         assert refused(name, value) or (value is None and name in free), name
 
 
+def test_a_whole_number_that_no_float_holds_is_refused():
+    for name in ("epochs", "seed"):
+        assert refused(name, 10**400)
+    for name in (name for name, kind in KINDS.items() if kind is tuple):
+        assert refused(name, (10**400,)), name
+
+
 def test_text_with_a_nul_is_refused():
     for name in (name for name, kind in KINDS.items() if kind is str):
         assert refused(name, "folder:x\0"), name

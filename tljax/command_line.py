@@ -142,6 +142,8 @@ def example(value: Any) -> str:
     """What a field with this default takes, in words."""
     if value is None:
         return "a value of another type"
+    if value == "":
+        return "text"
     return f"a value such as {value!r}" if value != () else "values in brackets, such as (0.1, 0.2)"
 
 

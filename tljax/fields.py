@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from tljax.command_line import example, field_of, is_behind, load_config, similar_fields
-from tljax.errors import UserError, one_line, told
+from tljax.errors import UserError, one_line, shown, told
 from tljax.workdir import flatten
 
 CONFIGS = Path(common.__file__).parent
@@ -21,7 +21,7 @@ SOURCES = {"folder": "folder:PATH", "pets": "pets:PATH", "tfds": "tfds:NAME", "s
 
 
 def config(
-    data: str | Path | Mapping[str, Any] | None = None, *, base: str | Path = "folder", **fields: Any
+    data: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, base: str | Path = "folder", **fields: Any
 ) -> ConfigDict:
     """A config: the defaults, with some fields set.
 
@@ -34,7 +34,8 @@ def config(
       base: a file of `configs/` by its name, or the path of another one.
       **fields: those of `configs/common.py`. A part takes a dictionary of its fields, or what it is called
         (`model="resnet34"`, `optimizer="sgd"`, `schedule="cosine"`); a field that is in one part alone needs no part
-        (`weights=None` is `model.weights`). Parts count less than what stands at the top, `population` least, which
+        (`weights=None` is `model.weights`), and dotted names will do (`**{"data.size": 32}`). Text may be a
+        `pathlib.Path`. Parts count less than what stands at the top, `population` least, which
         takes a dictionary.
 
     Returns:
@@ -45,7 +46,7 @@ def config(
     """
     made: Any = _base(base)
     usual: Any = common.get_config()
-    if isinstance(data, str | Path):
+    if isinstance(data, str | os.PathLike):
         data = _source(str(data))
     given: list[tuple[str, Any]] = []
     for name, value in (fields if data is None else {"data": data, **fields}).items():
@@ -57,17 +58,20 @@ def config(
             given += [(f"{path}.{own}", one) for own, one in value.items()]
         else:
             given.append((f"{path}.{'source' if name == 'data' else 'name'}", value))
+    known = flatten(made.to_dict())
     for path, value in given:
+        if path not in known:
+            raise _unknown(path, known)
         *parts, last = path.split(".")
         node = field_of(made, parts)
-        if last not in node:
-            raise _unknown(path, flatten(made.to_dict()))
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
         if node[last] is None and value is not None:  # open: the usual value has the type
             node[last] = field_of(usual, [*parts, last])
         try:
             node[last] = value
-        except TypeError:
-            raise UserError(f"{path}={value!r} does not fit; it takes {example(node[last])}") from None
+        except (TypeError, OverflowError):  # the latter for a whole number that no float holds
+            raise UserError(f"{path}={told(value)} does not fit; it takes {example(node[last])}") from None
     return made
 
 
@@ -99,12 +103,12 @@ def check_fields(config: Any, *, opened: Iterable[str] = ()) -> None:
         *parts, last = name.split(".")
         kind = field_of(usual, parts).get_type(last)
         if not _fits(given[name], kind, or_none=value is None or name == "model.weights" or name in opened):
-            raise UserError(f"{name}={given[name]!r} does not fit; it takes {_KINDS[kind]}")
+            raise UserError(f"{name}={told(given[name])} does not fit; it takes {_KINDS[kind]}")
         if isinstance(given[name], str) and "\0" in given[name]:
             raise UserError(f"{name}={told(given[name])} has a NUL character; no path or name has")
         several = given[name] if isinstance(given[name], tuple | list) else [given[name]]
-        if any(isinstance(one, numbers.Real) and not math.isfinite(one) for one in several):
-            raise UserError(f"{name}={given[name]} is not a finite number")
+        if not all(_is_finite(one) for one in several):
+            raise UserError(f"{name}={told(given[name])} is not a finite number that 64 bits hold")
 
 
 _KINDS: dict[type, str] = {
@@ -118,6 +122,13 @@ def _fits(value: Any, kind: type, *, or_none: bool) -> bool:
     if isinstance(value, bool):  # Python's are whole numbers, too
         return kind is bool
     return isinstance(value, {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list)}.get(kind, kind))
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, numbers.Real) or math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def source_of(config: Any, words: str) -> str:
@@ -140,10 +151,11 @@ def _source(text: str) -> str:
 
 
 def _base(base: str | Path) -> Any:
-    path = Path(base) if str(base).endswith(".py") else CONFIGS / f"{base}.py"
-    if not path.is_file():
+    is_name = isinstance(base, str | os.PathLike)
+    path = Path(base) if str(base).endswith(".py") and is_name else CONFIGS / f"{base}.py"
+    if not is_name or not path.is_file():
         known = sorted(found.stem for found in CONFIGS.glob("[a-z]*.py"))
-        raise UserError(f"base={str(base)!r} is no config; there are {', '.join(known)}, and files of your own")
+        raise UserError(f"base={told(str(base) if is_name else base)} is no name or file of a config; there are {', '.join(known)}, and files of your own")
     if path.parent == CONFIGS:
         return importlib.import_module(f"configs.{path.stem}").get_config()
     try:
@@ -154,9 +166,9 @@ def _base(base: str | Path) -> Any:
 
 def _path(name: str, made: ConfigDict) -> str:
     """The dotted name of a field that is called by its last word."""
-    if name in made:
-        return name
     paths = flatten(made.to_dict())
+    if name in made or name in paths:
+        return name
     found = [path for path in paths if path.rpartition(".")[2] == name and not is_behind(path)]
     if not found:
         raise _unknown(name, paths)
@@ -169,4 +181,4 @@ def _path(name: str, made: ConfigDict) -> str:
 def _unknown(name: str, paths: Iterable[str]) -> UserError:
     close = similar_fields(name, paths)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; see configs/common.py"
-    return UserError(f"{name} is not a field of a config{hint}")
+    return UserError(f"{shown(name):.60} is not a field of a config{hint}")
