@@ -209,6 +209,8 @@ def test_the_constant_prefix_ends_where_anything_moves(options, prefix):
         ({"bn": "layer7:eval"}, ["layer7", "trained"]),
         ({"lr": 0.0}, ["optimizer.lr"]),
         ({"lr": float("nan")}, ["optimizer.lr"]),
+        ({"lr_groups": "head:1e-3, head:1e-4"}, ["optimizer.lr_groups", "head is given two values"]),
+        ({"bn": "eval,train"}, ["transfer.bn", "all is given two values"]),
         ({"lr_groups": "head=1"}, ["head=1", "NAME:VALUE"]),
         ({"lr_groups": "head:fast"}, ["fast"]),
         ({"lr_decay": 0.0}, ["lr_decay"]),
