@@ -407,7 +407,7 @@ def test_a_switch_of_fit_that_is_not_true_or_false_is_refused_and_the_run_stays(
 
 
 def test_a_switch_of_predict_that_is_not_true_or_false_is_refused(run, photos):
-    with pytest.raises(UserError, match="^flips='no' is not True or False$"):
+    with pytest.raises(UserError, match=r"^flips='no' is not True or False$"):
         run.predict(photos, flips="no")
 
 
@@ -431,7 +431,9 @@ def test_images_that_name_nothing_are_not_those_of_the_current_folder(run, where
 
 @pytest.mark.parametrize("kind", ["folder", "pets"])
 def test_a_source_without_a_folder_says_so(kind):
-    with pytest.raises(UserError, match=rf"data\.source='{kind}:' names no folder; give one \('\.' for the current one\)"):
+    with pytest.raises(
+        UserError, match=rf"data\.source='{kind}:' names no folder; give one \('\.' for the current one\)"
+    ):
         tljax.plan(tljax.config(f"{kind}:", weights=None, train="all"))
 
 

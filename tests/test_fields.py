@@ -88,3 +88,24 @@ def test_what_is_open_may_be_none():
     check_fields(config, opened=["epochs"])
     with pytest.raises(UserError, match="epochs=None does not fit; it takes a whole number"):
         check_fields(config)
+
+
+@pytest.mark.parametrize(
+    "name,value,words",
+    [
+        ("population.lr", (0.0, 1e-3), "population.lr=0"),
+        ("population.lr_groups", ("", "head:-1"), "population.lr_groups"),
+        ("population.optimizer", ("adam", "rmsprop"), "population.optimizer='rmsprop'"),
+        ("population.schedule", ("cosine", "linear"), "population.schedule='linear'"),
+        ("population.momentum", (0.5, 1.5), "population.momentum=1.5"),
+        ("population.seed", (0, -1), "population.seed=-1"),
+        ("transfer.phases", "all@1@0;all@1", "transfer.phases='all@1@0;all@1': the rate 0 of 'all@1@0'"),
+        ("transfer.phases", "all@1@nan;all@1", "transfer.phases='all@1@nan;all@1': the rate nan"),
+    ],
+)
+def test_a_value_of_a_population_or_phase_is_told_as_it_was_typed(name, value, words):
+    config = with_fields(tiny.make_config("photos"), {"epochs": 2, name: value})
+    with pytest.raises(UserError) as caught:
+        check(config) or outline(config)
+    assert words in str(caught.value)
+    assert "optimizer." not in str(caught.value).replace("population.optimizer", "")

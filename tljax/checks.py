@@ -10,7 +10,7 @@ from tljax.losses import make_loss
 from tljax.report.console import check_trackers
 from tljax.semi.joint import METHODS
 from tljax.transfer.optimizer import check_optimizer, make_schedule
-from tljax.transfer.population import is_population, members_of
+from tljax.transfer.population import as_typed, is_population, members_of
 from tljax.workdir import flatten
 
 
@@ -71,7 +71,8 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
         if fields[name] not in known:
             raise UserError(f"{name}={fields[name]!r} is not one of {', '.join(known)}")
     for member in members_of(config) if is_population(config) else ():
-        check(member.config, look_at_test=look_at_test)
+        with as_typed(member):
+            check(member.config, look_at_test=look_at_test)
     if config.cache.views and (config.cache.features == "off" or config.augment.copies):
         raise UserError("cache.views asks for fixed views, whose features are kept; it does not go with "
                         "cache.features=off or augment.copies")  # fmt: skip

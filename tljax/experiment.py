@@ -42,7 +42,7 @@ from tljax.steps import (
 from tljax.transfer.initial import find_weights, load_pretrained, merge_loaded, no_weights
 from tljax.transfer.optimizer import Schedule, make_optimizer, make_schedule
 from tljax.transfer.plan import Phase, Plan, make_phases, make_plan, merge, prefix_end, read_groups
-from tljax.transfer.population import Member, is_population, make_families, members_of
+from tljax.transfer.population import Member, as_typed, is_population, make_families, members_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,7 +371,8 @@ def outline(config: Any) -> Outline:
     fresh = "all" if scratch else t.fresh
     for chosen in {t.fresh, fresh}:
         for member, spans in zip(members, phases, strict=True):
-            plans = plans_of(sketch, shapes, member.config, spans, chosen)
+            with as_typed(member):
+                plans = plans_of(sketch, shapes, member.config, spans, chosen)
             if config.cache.views and not any(prefix_end(sketch, plan) for plan in plans):
                 raise UserError(
                     "cache.views keeps features of a part that never changes, and this plan has none: something in the "

@@ -155,7 +155,8 @@ def _base(base: str | Path) -> Any:
     path = Path(base) if str(base).endswith(".py") and is_name else CONFIGS / f"{base}.py"
     if not is_name or not path.is_file():
         known = sorted(found.stem for found in CONFIGS.glob("[a-z]*.py"))
-        raise UserError(f"base={told(str(base) if is_name else base)} is no name or file of a config; there are {', '.join(known)}, and files of your own")
+        given = told(str(base) if is_name else base)
+        raise UserError(f"base={given} is no config; there are {', '.join(known)}, and files of your own")
     if path.parent == CONFIGS:
         return importlib.import_module(f"configs.{path.stem}").get_config()
     try:

@@ -320,6 +320,8 @@ def make_phases(text: str, *, train: str, epochs: int, lr: float) -> tuple[Phase
                 f"transfer.phases={text!r}: {part!r} is not GROUPS@EPOCHS or GROUPS@EPOCHS@RATE with at "
                 f"least one of the {epochs} epochs for each phase"
             ) from None
+        if len(numbers) > 1 and not 0 < rate < float("inf"):
+            raise UserError(f"transfer.phases={text!r}: the rate {numbers[1]} of {part!r} is not a positive number")
         phases.append(Phase(start, start + count, groups, rate))
         start += count
     if start != epochs:

@@ -1,8 +1,10 @@
 """Populations: the single runs that one program computes side by side, each with its own config."""
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -73,6 +75,18 @@ def members_of(config: Any) -> tuple[Member, ...]:
             own.population[axis] = ()
         members.append(Member(settings, own.lock()))
     return tuple(members)
+
+
+@contextlib.contextmanager
+def as_typed(member: Member) -> Iterator[None]:
+    """Within it a UserError names the fields of `population` that a member's values come from, not the member's own."""
+    try:
+        yield
+    except UserError as error:
+        words = str(error)
+        for axis in member.settings:
+            words = re.sub(rf"\b{re.escape(AXES[axis])}\b", f"population.{axis}", words)
+        raise UserError(words) from None
 
 
 def make_families(
