@@ -239,7 +239,7 @@ def _pairs(field: str, text: str, names: Sequence[str]) -> list[tuple[str, str]]
         who, colon, value = (s.strip() for s in part.partition(":"))
         if not colon or who not in names:
             raise UserError(f"{field}={text!r}: {part!r} is not NAME:VALUE with a name among {', '.join(names)}")
-        if who in dict(pairs):
+        if dict(pairs).get(who, value) != value:
             raise UserError(f"{field}={text!r}: {who} is given two values; leave one of them out")
         pairs.append((who, value))
     return pairs
