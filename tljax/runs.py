@@ -26,9 +26,8 @@ def run(
             console.print("chosen for these images; a value that you set stands:")
         for choice in choices:
             console.print(f"  {choice}", markup=False)
-        for line in (
-            () if options.get("look_at_test") else idle_fields(config)
-        ):  # a study's rows share fields on purpose
-            console.print(f"warning: {line}", markup=False)
+        if not options.get("look_at_test"):  # a study's rows share fields on purpose
+            for line in idle_fields(config):
+                console.print(f"warning: {line}", markup=False)
         kind = rounds.run if config.semi.method == "pseudo_label" else train.run
         return kind(config, workdir, overwrite=overwrite, console=console, choices=choices, **options)

@@ -168,7 +168,8 @@ def open_labeled(
     Args:
       path: the folder.
       classes: the names that the network knows.
-      label, named: as of `open_folder`.
+      label: as of `open_folder`.
+      named: as of `open_folder`.
 
     Raises:
       UserError: no such folder, no images, none with a label, or a regular expression that does not compile or has no
