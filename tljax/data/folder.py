@@ -13,7 +13,7 @@ import numpy as np
 
 from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, says_no_class, understand, understand_classes
 from tljax.data.source import Joined, Source
-from tljax.errors import UserError, shorten
+from tljax.errors import UserError, shorten, shown
 from tljax.workdir import wrote
 
 # What systems leave behind in folders; files whose names begin with a dot, and such folders, are ignored as well.
@@ -142,7 +142,7 @@ def open_folder(
                 where.append(next(iter(below.folders)))
                 below = below.folders[where[-1]]
             inner = sorted(below.folders) if below else []
-        inside = " ".join("/".join(where).splitlines())
+        inside = shown("/".join(where))
         meant = f"data.train={inside}" if layout.places else f"folder:{os.path.join(path, inside)}"
         hint = f"is {meant} meant, with {len(inner)} folders in it?" if inner else "there must be at least two"
         raise UserError(f"only one class, {classes[0]!r}, in {str(path)!r}; {hint}")
