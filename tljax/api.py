@@ -29,10 +29,10 @@ from tljax.checks import check
 from tljax.convert.pretrained import FILES
 from tljax.data import content
 from tljax.data.folder import ASK, open_labeled
-from tljax.data.load import check_labels, few, listing_once, named_folders, open_data, open_source
+from tljax.data.load import check_labels, listing_once, named_folders, open_data, open_source
 from tljax.data.pixels import content_of
 from tljax.data.source import Source
-from tljax.errors import UserError, one_line, shorten, told
+from tljax.errors import UserError, few, one_line, shorten, told
 from tljax.evaluation import FITTED, by_class, chose_epoch, confusion, images_in_words, reliability
 from tljax.experiment import head_outputs, outline, plans_of
 from tljax.fields import check_fields, config

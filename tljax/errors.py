@@ -33,3 +33,8 @@ def told(value: object) -> str:
 def shorten(parts: Sequence[str], limit: int) -> str:
     """'a, b', and of more than `limit` 'a, b and 3 more'."""
     return ", ".join(parts[:limit]) + (f" and {len(parts) - limit} more" if len(parts) > limit else "")
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Names in quotes on a line, and how many more there are."""
+    return shorten([repr(name) for name in names], most)

@@ -15,10 +15,10 @@ from tljax.data import content, duplicates
 from tljax.data.augment import Augmentation, make_normalize, make_views
 from tljax.data.batches import num_batches, train_batches
 from tljax.data.colour import Colour
-from tljax.data.load import Data, decode_data, few, open_data
+from tljax.data.load import Data, decode_data, open_data
 from tljax.data.randaugment import RandAugment
 from tljax.data.statistics import mean_and_std
-from tljax.errors import UserError, shorten
+from tljax.errors import UserError, few
 from tljax.feed import Features, Feed
 from tljax.losses import Loss, hard, make_loss, outputs
 from tljax.memo import is_sharing
@@ -415,10 +415,9 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
             f"say transfer.fresh=head"
         )
     if "head" not in started and loaded.variables and loaded.classes is None:
-        ours = shorten([repr(name) for name in source.classes], 4)
         console.print(
             f"warning: {loaded.source} does not say which classes its head tells apart; its outputs are taken for "
-            f"{ours} in this order; say transfer.fresh=head if they are others",
+            f"{few(source.classes, 4)} in this order; say transfer.fresh=head if they are others",
             markup=False,
         )
 

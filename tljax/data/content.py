@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from tljax import workdir as folders
-from tljax.data.load import Data, few, open_data
+from tljax.data.load import Data, open_data
 from tljax.data.pixels import content_of
-from tljax.errors import UserError
+from tljax.errors import UserError, few
 
 _EXAMPLES = 3
 

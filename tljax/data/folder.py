@@ -13,7 +13,7 @@ import numpy as np
 
 from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, says_no_class, understand, understand_classes
 from tljax.data.source import Joined, Source
-from tljax.errors import UserError, shorten, shown
+from tljax.errors import UserError, few, shown
 from tljax.workdir import wrote
 
 # What systems leave behind in folders; files whose names begin with a dot, and such folders, are ignored as well.
@@ -148,8 +148,7 @@ def open_folder(
         raise UserError(f"only one class, {classes[0]!r}, in {str(path)!r}; {hint}")
 
     if pattern is None and (empty := _without_images(skipped, layout, {cls for _, cls, _ in rows})):
-        words = shorten([repr(name) for name in empty], 4)
-        notes.append(f"no images in {words}: no {'class' if len(empty) == 1 else 'classes'}")
+        notes.append(f"no images in {few(empty, 4)}: no {'class' if len(empty) == 1 else 'classes'}")
     for cls in classes:
         if is_split_name(cls) and not any(repr(cls) in note for note in notes):
             notes.append(f"taken for a class: {cls!r}")

@@ -20,14 +20,9 @@ from tljax.data.pixels import Pixels
 from tljax.data.shapes import open_shapes
 from tljax.data.source import Source
 from tljax.data.splits import make_splits
-from tljax.errors import UserError, shorten
+from tljax.errors import UserError, few
 from tljax.memo import is_sharing, shared
 from tljax.workdir import SPILL
-
-
-def few(names: Sequence[str], most: int = 5) -> str:
-    """Names in quotes on a line, and how many more there are."""
-    return shorten([repr(name) for name in names], most)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from tljax.errors import UserError, shorten, shown
+from tljax.errors import UserError, few, shown
 from tljax.guest import importing
 
 
@@ -98,7 +98,7 @@ def unseen_words(without: Mapping[str, Sequence[str]], split: str) -> str:
     names = without.get(split, ())
     if not names:
         return ""
-    return f"no {split} images of {shorten([repr(name) for name in names], 5)}"
+    return f"no {split} images of {few(names)}"
 
 
 class Advance(Protocol):
