@@ -53,20 +53,23 @@ def check(folder: Path, data: Data) -> None:
 
 def of_run(workdir: Path) -> dict[str, bytes]:
     """Digests of what a run's images held, by name: also of a member's, or a round's, which lie with the whole."""
-    places = (workdir.resolve(), *workdir.resolve().parents[:2])
-    return next((kept[0] for place in places if (kept := _kept(place)) is not None), {})
+    kept = _kept(_home(workdir))
+    return {} if kept is None else kept[0]
 
 
 def trained_on(workdir: Path) -> frozenset[bytes] | None:
     """Digests of all pictures that a finished run's network has trained on, with labels or without, in that run and in
     those that its weights came from; None where an older version did not keep them."""
-    for place in (workdir.resolve(), *workdir.resolve().parents[:2]):
-        if (place / folders.IMAGES).exists():
-            try:
-                return frozenset(folders.read_arrays(place / folders.IMAGES, "trained")[0].tolist())
-            except UserError:
-                return None
-    return None
+    try:
+        return frozenset(folders.read_arrays(_home(workdir) / folders.IMAGES, "trained")[0].tolist())
+    except UserError:
+        return None
+
+
+def _home(workdir: Path) -> Path:
+    """Where a run's record of its images lies: for a member, or a round, in the folder of the whole."""
+    places = (workdir.resolve(), *workdir.resolve().parents[:2])
+    return next((place for place in places if (place / folders.IMAGES).exists()), places[0])
 
 
 def check_moved(workdir: Path, config: Any) -> None:
