@@ -214,9 +214,10 @@ def unlike(one: Looked, copied: "Copies") -> list[str]:
     """
     from tljax.probe import held_out
     from tljax.studies.statistics import less_often_right
+    from tljax.trial import has_own_validation
 
-    data, whole = one.seen.x.data, one.seen.whole.data
-    if not np.isin(whole.splits["val"], whole.source.splits.get("val", ())).all():
+    data = one.seen.x.data
+    if not has_own_validation(one.seen.whole):
         return []
     names, labels = np.unique(data.labels("train"), return_inverse=True)
     known = np.isin(data.labels("val"), names)

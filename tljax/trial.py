@@ -166,13 +166,18 @@ def some(x: Experiment, images: int, *, seed: int) -> Experiment:
     return dataclasses.replace(x, data=dataclasses.replace(x.data, splits=splits))
 
 
+def has_own_validation(x: Experiment) -> bool:
+    """Whether the data say which images are for validation; those drawn here are like the others but for chance."""
+    return bool(np.isin(x.data.splits["val"], x.data.source.splits.get("val", ())).all())
+
+
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """What a backbone makes of images.
 
     Attributes:
       features: of training images, what reaches its head, mean over space, float32 `[N, D]`.
-      validation: the same of validation images, `[M, D]`.
+      validation: the same of validation images, `[M, D]`; of none unless `has_own_validation`.
       x: the experiment that it was part of.
       whole: the same with all its splits.
     """
@@ -206,7 +211,8 @@ def features_of(config: Any, backbone: Backbone, *, images: int, folder: Path, c
             ]
         )
 
-    return Seen(features("train"), features("val"), x, whole)
+    train = features("train")
+    return Seen(train, features("val") if has_own_validation(whole) else train[:0], x, whole)
 
 
 @dataclasses.dataclass(frozen=True)
