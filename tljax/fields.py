@@ -1,5 +1,6 @@
 """Configs from Python: fields by name, and the nearest ones of a name that is none."""
 
+import functools
 import importlib
 import math
 import numbers
@@ -96,13 +97,11 @@ def check_fields(config: Any, *, opened: Iterable[str] = ()) -> None:
     Raises:
       UserError: naming the field and what it takes.
     """
-    usual, given = common.get_config(), flatten(config.to_dict())
-    for name, value in flatten(usual.to_dict()).items():
+    given = flatten(config.to_dict())
+    for name, (kind, or_none) in _kinds().items():
         if name not in given:
             raise UserError(f"the config has no {name}; begin with configs/common.py, or with tljax.config")
-        *parts, last = name.split(".")
-        kind = field_of(usual, parts).get_type(last)
-        if not _fits(given[name], kind, or_none=value is None or name == "model.weights" or name in opened):
+        if not _fits(given[name], kind, or_none=or_none or name in opened):
             raise UserError(f"{name}={told(given[name])} does not fit; it takes {_KINDS[kind]}")
         if isinstance(given[name], str) and "\0" in given[name]:
             raise UserError(f"{name}={told(given[name])} has a NUL character; no path or name has")
@@ -114,6 +113,20 @@ def check_fields(config: Any, *, opened: Iterable[str] = ()) -> None:
 _KINDS: dict[type, str] = {
     int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "values in brackets",
 }  # fmt: skip
+
+
+@functools.cache
+def _kinds() -> dict[str, tuple[type, bool]]:
+    """Of each field of `configs/common.py` its type, and whether it may be None."""
+    usual: Any = common.get_config()
+    fields = ((name, *name.rpartition(".")[::2], value) for name, value in flatten(usual.to_dict()).items())
+    return {
+        name: (
+            field_of(usual, part.split(".") if part else []).get_type(last),
+            value is None or name == "model.weights",
+        )
+        for name, part, last, value in fields
+    }
 
 
 def _fits(value: Any, kind: type, *, or_none: bool) -> bool:
