@@ -35,7 +35,7 @@ from tljax.data.source import Source
 from tljax.errors import UserError, few, one_line, shorten, told
 from tljax.evaluation import FITTED, by_class, chose_epoch, confusion, images_in_words, reliability
 from tljax.experiment import head_outputs, outline, plans_of
-from tljax.fields import check_fields, config
+from tljax.fields import SOURCES, check_fields, config
 from tljax.finish import PREDICTIONS, SPLITS
 from tljax.guest import visiting
 from tljax.losses import make_loss, predictions, score, wilson_interval
@@ -422,7 +422,7 @@ def _labeled(run: Run, images: Any) -> Source:
     if spec in ("", "folder:"):
         raise UserError(f"images is empty; give a folder ('.' for the current one); {ASK}")
     folders.check_nul("images", spec)
-    if spec.partition(":")[0] not in ("folder", "pets", "tfds", "shapes"):
+    if spec.partition(":")[0] not in SOURCES:
         spec = f"folder:{spec}"
     kind, _, where = spec.partition(":")
     own_kind, _, own = d["source"].partition(":")

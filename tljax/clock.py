@@ -88,8 +88,10 @@ class Forecast:
 
     def features(self, done: int, of: int, *, tested: int) -> None:
         """Hears that features of `done` of `of` images are there; `tested` images go the same way at the end."""
+        if len(self._seen) > TIMED:
+            return
         self._seen.append((self.now(), done))
-        if len(self._seen) != 1 + TIMED:
+        if len(self._seen) <= TIMED:
             return
         (began, before), (ended, after) = self._seen[0], self._seen[-1]
         self._image = (ended - began) / (after - before)

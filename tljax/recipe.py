@@ -157,9 +157,9 @@ def write_choices(workdir: Path, config: Any, choices: Sequence[Choice]) -> None
 def _absolute(config: Any) -> dict[str, Any]:
     """The fields that name files, by names that lead there from any folder; `data.train` begins at the source."""
     kind, _, where = config.data.source.partition(":")
-    fields = {"data.source": f"{kind}:{_full(where)}"} if kind in ("folder", "pets") else {}
-    fields |= {name: _full(value) for name in ("tfds_dir", "pseudo") if (value := config.data[name])}
-    fields = {name if "." in name else f"data.{name}": value for name, value in fields.items()}
+    fields = {f"data.{name}": _full(value) for name in ("tfds_dir", "pseudo") if (value := config.data[name])}
+    if kind in ("folder", "pets"):
+        fields["data.source"] = f"{kind}:{_full(where)}"
     if config.data.unlabelled:
         root = Path(os.path.expanduser(where)) if kind == "folder" else None
         fields["data.unlabelled"] = ",".join(map(_full, unlabelled_folders(root, config.data.unlabelled)))

@@ -42,14 +42,10 @@ class Levels(NamedTuple):
     @classmethod
     def of(cls, largest: int, largest_float: float) -> "Levels":
         """Of data whose largest values these are; 0 where they have no such values."""
-        return cls(
-            _full(largest) if largest else WHITE,
-            None
-            if not largest_float
-            else 1.0
-            if largest_float <= reading.ROUNDED
-            else float(_full(math.ceil(largest_float))),
-        )
+        white, float_white = _full(largest) if largest else WHITE, None
+        if largest_float:
+            float_white = 1.0 if largest_float <= reading.ROUNDED else float(_full(math.ceil(largest_float)))
+        return cls(white, float_white)
 
     @property
     def words(self) -> str:

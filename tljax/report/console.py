@@ -277,9 +277,8 @@ def print_duplicates(console: Console, told: Mapping[str, Any], *, before: bool 
             if other == "train" and before:
                 some = count < found["images"]
                 words += f"; {split} accuracy may be too high by them" + "; it will be told without them, too" * some
-                words += "; what is only nearly the same may be another picture of one layout: look at some" * (
-                    found["near"] > 0
-                )
+                if found["near"]:
+                    words += "; what is only nearly the same may be another picture of one layout: look at some"
             elif other == "train" and (rest := told.get("without", {}).get(split)):
                 words += f"; accuracy without them {percent(rest['correct'], rest['seen'], rest['interval95'])}"
             console.print(words, markup=False)

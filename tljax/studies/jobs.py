@@ -170,9 +170,8 @@ def _runs_of(
         if (source := str(given.get("data.source", ""))).startswith(OF_DATA):
             given["data.source"] = data[source.removeprefix(OF_DATA)]
         given, before = SCALES[scale].change(given)
-        given = (
-            _validation_as_test(str(given.get("data.source", ""))) | given if given.get("select") == "test" else given
-        )
+        if given.get("select") == "test":
+            given = _validation_as_test(str(given.get("data.source", ""))) | given
         first = None if before is None else Run("pretraining", 0, {}, _whole(before))
         if (weights := str(given.get("model.weights", ""))).startswith(OF_CELL):
             base = study.cell(weights.removeprefix(OF_CELL))
