@@ -25,12 +25,16 @@ TIMEOUT = 60
 
 
 @contextlib.contextmanager
-def served(classifier: Classifier, *, desk: Desk | None = None, **limits: Any) -> Iterator[str]:
-    """Serves while it is entered; gives the address of the page."""
+def served(
+    classifier: Classifier, *, desk: Desk | None = None, send_buffer: int | None = None, **limits: Any
+) -> Iterator[str]:
+    """Serves while it is entered; gives the address of the page. The kernel keeps so many unread bytes of a client."""
     most = Limits(**{"per_minute": 100_000, **limits})
     desk = desk or Desk(classifier, places=most.places)
     server = uvicorn.Server(uvicorn.Config(make_app(desk, most, hosts=HOSTS), **SETTINGS))
     with socket.create_server(("127.0.0.1", 0)) as door:
+        if send_buffer:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # accepted connections inherit it
         thread = threading.Thread(target=server.run, args=([door],))
         thread.start()
         try:

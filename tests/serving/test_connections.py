@@ -93,7 +93,12 @@ def test_a_client_that_does_not_read_its_answers_is_left(classifier, monkeypatch
         while True:
             connection.sendall(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
 
-    with served(classifier) as url, connected(url, SO_RCVBUF=4096) as deaf, pytest.raises(ConnectionError):
+    # Else the kernel takes megabytes of answers, which a busy machine needs a minute to write, before one waits.
+    with (
+        served(classifier, send_buffer=4096) as url,
+        connected(url, SO_RCVBUF=4096) as deaf,
+        pytest.raises(ConnectionError),
+    ):
         ask_on(deaf)
 
 
