@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tljax.studies import LOOKS, STUDIES
+from tljax.studies import LOOKS, STUDIES, seed002
 from tljax.studies.jobs import make_config, make_runs
 from tljax.studies.study import number
 
@@ -69,13 +69,24 @@ def test_published_classes_of_a_picture_stand_in_the_report(shared):
 
 def test_figures_and_summaries_share_the_runs_of_the_tables():
     """They cost nothing where the tables have run."""
-    for name, tables in (("002-fig28", "3467"), ("003-summary", "1234"), ("004-fig1", "2")):
+    for name, tables in (("002-fig28", "234"), ("003-summary", "1234"), ("004-fig1", "2")):
         everything = {
             run.key
             for table in tables
             for run in make_runs(STUDIES[f"{name[:3]}-table{table}"], scale="full", seeds=1, data={}, overrides={})
         }
         assert {run.key for run in make_runs(STUDIES[name], scale="full", seeds=1, data={}, overrides={})} <= everything
+
+
+@pytest.mark.real_data
+def test_mistakes_are_of_the_parts_that_the_figure_names(shared):
+    text = next((shared / "seeds").glob("002_*.txt")).read_text()
+    parts = dict.fromkeys(re.findall(r"^ *\([a-i]\) Part (\d) - Misclassified", text, re.M))
+    tables = dict(re.findall(r"^TABLE ([IV]+): Part ([\d.]+) - Best achieved performance$", text, re.M))
+    assert [seed002.ROMAN[seed002.PARTS[part]] for part in parts] == [
+        table for table, part in tables.items() if part in parts
+    ]
+    assert parts.keys() == seed002.PARTS.keys()
 
 
 @pytest.mark.real_data
