@@ -35,6 +35,10 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
     }  # fmt: skip
     check_fields(config)
     fields = flatten(config.to_dict())
+    if fields["minutes"] is not None:
+        raise UserError(
+            f"minutes={fields['minutes']} is for single runs whose epochs are open, as in configs/folder.py"
+        )
     for name, bound in least.items():
         if fields[name] < bound:
             raise UserError(f"{name}={fields[name]} is too small; it is at least {bound}")

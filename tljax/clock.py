@@ -1,4 +1,4 @@
-"""How fast a run trains, epoch by epoch, and how long it will take."""
+"""How fast a run trains, epoch by epoch, how long it will take, and whether its time is up."""
 
 import dataclasses
 import time
@@ -7,9 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
+from tljax.errors import UserError
+
 WORTH_SAYING = 10.0  # seconds
 OFF = 0.25  # share by which a forecast is off that is corrected
 TIMED = 3  # batches of features that show how long one takes
+LAST = 1.05  # share of a budget's minutes that what is under way may take, where it goes more slowly than was planned
 
 
 @dataclasses.dataclass
@@ -114,3 +117,52 @@ class Forecast:
             self._corrected = True
             self.console.print(f"about {in_words(more)} more: {in_words(gone + more)} in all, where "
                                f"{in_words(self.total)} was said")  # fmt: skip
+
+
+@dataclasses.dataclass
+class Budget:
+    """Minutes that a command may take, from its start to its last file.
+
+    Attributes:
+      minutes: how many.
+      began: when the command did, on the clock.
+      clock: seconds.
+      view, updates, rest: seconds of one view's features, of all updates and of what follows, as planned; a tenth of
+        all for the last where nothing was planned.
+      slower: how much slower the machine has become since it was measured; 1 or more.
+    """
+
+    minutes: float
+    began: float
+    clock: Callable[[], float] = time.perf_counter
+    view: float = 0.0
+    updates: float = 0.0
+    rest: float = 0.0
+    slower: float = 1.0
+    _first: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        self.rest = self.rest or 0.1 * 60 * self.minutes
+
+    @property
+    def elapsed(self) -> float:
+        return self.clock() - self.began
+
+    def is_over(self, more: float = 0.0) -> bool:
+        """Whether the time is up for anything but the test, were `more` seconds (as planned) to be spent before it."""
+        return self.elapsed + self.slower * (more + self.rest) > LAST * 60 * self.minutes
+
+    def is_enough(self, views: float) -> bool:
+        """Whether so many views' features have to do, since another one's would leave no time for updates and test.
+
+        Raises:
+          UserError: where the time is up before there is one.
+        """
+        now, (began, first) = self.elapsed, self._first or (self.elapsed, views)
+        self._first = began, first
+        if self.view and views > first:
+            self.slower = max(1.0, (now - began) / ((views - first) * self.view))
+        if views < 1 and self.is_over():
+            raise UserError(f"minutes={self.minutes:g} is too little: it goes more slowly than was measured, and "
+                            f"features of {views:.0%} of the images took it all")  # fmt: skip
+        return self.is_over(self.view + self.updates)

@@ -381,13 +381,16 @@ def outline(config: Any) -> Outline:
     return Outline(build, members, phases, sketch, shapes, fresh)
 
 
-def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experiment, dict[str, Any]]:
+def prepare(
+    config: Any, workdir: Path | None, console: Console, *, data: Data | None = None
+) -> tuple[Experiment, dict[str, Any]]:
     """Finds the weights, decodes the data, makes the plans.
 
     Args:
       config: the config, checked.
       workdir: for decoded images that outgrow the memory; None forbids that.
       console: where to print.
+      data: the decoded images, where a call with a config of the same `data` has made them.
 
     Returns:
       The experiment and its initial variables.
@@ -422,8 +425,9 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         )
 
     resize = d.resize or weights.short_side(d.size)
-    with console_lib.progress_bar(console, "decoding") as advance:
-        data = decode_data(d, listed, resize=resize, workdir=workdir, progress=advance)
+    if data is None:
+        with console_lib.progress_bar(console, "decoding") as advance:
+            data = decode_data(d, listed, resize=resize, workdir=workdir, progress=advance)
     counts = {split: count.tolist() for split, count in data.counts.items()}
     images = {split: len(members) for split, members in data.splits.items()}
     console.print(f"{source.spec}: {console_lib.image_words(images, source.classes, counts)}", markup=False)

@@ -48,7 +48,7 @@ def keep(
     *,
     workdir: Path,
     console: Console,
-    pause: Callable[[int, int], None] = lambda done, of: None,
+    pause: Callable[[int, int], bool] = lambda done, of: False,
 ) -> Kept | None:
     """Computes what a phase's constant prefix puts out, for the splits where that is exact or asked for, if any.
 
@@ -58,7 +58,8 @@ def keep(
       variables: replicated.
       workdir: where features lie that outgrow the memory.
       console: where to print.
-      pause: called after each batch with views done and views in all, an image's each; it may raise.
+      pause: called after each batch with views done and views in all, an image's each; it may raise. Where it says
+        True, the view at hand is the last one of its split.
 
     Raises:
       UserError: when the disk has no room for features of views that were asked for.
@@ -96,10 +97,10 @@ def keep(
     began, where = time.perf_counter(), "file" if spill else "memory"
     total, done = sum(images.values()), 0
 
-    def count(views: int) -> None:
+    def count(views: int) -> bool:
         nonlocal done
         done += views
-        pause(done, total)
+        return pause(done, total)
 
     try:
         found = {
@@ -116,18 +117,20 @@ def keep(
         console.print(f"{prefix}: {error}; their outputs are computed anew each epoch", markup=False)
         return None
     seconds = time.perf_counter() - began
+    used = found["train"].values.shape[1] if "train" in found else x.views
+    total = sum(features.values.shape[0] * features.values.shape[1] for features in found.values())
     if not augmentation(x.config).random:
         why = "exact: nothing random"
-    elif x.views:
-        why = f"{x.views} fixed view{'s' if x.views > 1 else ''} of each training image"
+    elif used:
+        why = f"{used} fixed view{'s' if used > 1 else ''} of each training image"
     else:
         why = "for validation: nothing random"
     console.print(
         f"{prefix} never change: their outputs are kept in {where} ({why}); {total:,} views, "
-        f"{needed / 1e6:,.0f} MB, {seconds:.0f} s"
+        f"{total * of_one / 1e6:,.0f} MB, {seconds:.0f} s"
     )
     record = {
-        "prefix": names, "end": cut, "splits": list(found), "views": x.views, "bytes": needed, "in": where,
+        "prefix": names, "end": cut, "splits": list(found), "views": used, "bytes": total * of_one, "in": where,
         "seconds": seconds,
     }  # fmt: skip
     return Kept(record, found)
@@ -156,7 +159,7 @@ def _features_of(
     variables: Any,
     key_of: Callable[[str], str],
     folder: Path | None,
-    count: Callable[[int], None],
+    count: Callable[[int], bool],
 ) -> np.ndarray:
     """Features `[n, views, ...]` of images, in a file of `folder` if given; `one` has the shape and type of a batch of
     one."""
@@ -173,11 +176,13 @@ def _features_of(
 
     def outputs() -> Iterator[tuple[int, int, np.ndarray]]:
         for view in range(views):
-            first = 0
+            first, enough = 0, False
             for values in run_over(step, pictures, variables, key, x.replicas, view=view):
                 yield first, view, values
                 first += len(values)
-                count(len(values))
+                enough = count(len(values))
+            if enough:
+                return
 
     def make() -> np.ndarray:
         shape = (len(wanted), views, *one.shape[1:])
@@ -227,25 +232,28 @@ def collect(
     """Gathers features.
 
     Args:
-      outputs: (first row, view, features `[n, ...]`).
+      outputs: (first row, view, features `[n, ...]`), view by view; it may end after any.
       shape: images, views, then the shape of one image's features.
       dtype: theirs.
       file: where to keep them; None for memory. It appears when it is complete.
       key: what the file is asked for by.
+
+    Returns:
+      The views that there are.
 
     Raises:
       UserError: when the disk has no room.
     """
     if file is None:
         kept = np.empty(shape, dtype)
-        _fill(kept, outputs)
-        return kept
+        return kept[:, : _fill(kept, outputs)]
     part = file.with_name(file.name + ".part")
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     try:
         reserve(part, size + 4096)
         kept = np.lib.format.open_memmap(part, "w+", dtype, shape)
-        _fill(kept, outputs)
+        if (views := _fill(kept, outputs)) < shape[1]:
+            return kept[:, :views]  # under no key: who asks for all views computes them
         kept.flush()
         file.with_suffix(".json").unlink(missing_ok=True)
         os.replace(part, file)
@@ -288,6 +296,9 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
-def _fill(kept: np.ndarray, outputs: Iterator[tuple[int, int, np.ndarray]]) -> None:
+def _fill(kept: np.ndarray, outputs: Iterator[tuple[int, int, np.ndarray]]) -> int:
+    """Writes features where they belong; returns of how many views."""
+    view = -1
     for first, view, values in outputs:
         kept[first : first + len(values), view] = values
+    return view + 1

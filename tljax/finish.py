@@ -12,7 +12,7 @@ import numpy as np
 
 from tljax import workdir as folders
 from tljax.checkpoint import saved_variables
-from tljax.clock import total
+from tljax.clock import in_words, total
 from tljax.data.duplicates import Copies
 from tljax.data.load import Data
 from tljax.errors import UserError
@@ -87,10 +87,15 @@ def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
     else:
         final = population_result(trainer, results)
     final |= as_record(choices)
+    if budget := trainer.budget:
+        final["minutes"] = {"budget": budget.minutes, "seconds": budget.elapsed,
+                            "updates": trainer.step, "of": trainer.last_step}  # fmt: skip
     console_lib.print_duplicates(trainer.console, final["duplicates"])
     if jax.process_index() == 0:
         folders.write_json(workdir / folders.RESULT, final)
         discard(workdir)
+    if budget:
+        trainer.console.print(f"{in_words(budget.elapsed)} of {budget.minutes:g} minutes")
     trainer.console.print(f"{trainer.seconds:.0f} s; everything is in {workdir}", markup=False)
     return final
 

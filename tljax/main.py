@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def make_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder; runs/CONFIG_NAME by default", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "throw away the run that is in that folder", flag_values=values)
+    flags.DEFINE_float("minutes", None, "how long the whole command may take", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes", flag_values=values)
     flags.DEFINE_integer("processes", 1, "how many processes take part", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("process", 0, "which of them this is, from 0", lower_bound=0, flag_values=values)
@@ -65,12 +67,18 @@ def hide_closed_loops(told: "sys.UnraisableHookArgs") -> None:
 
 
 def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
+    began = time.perf_counter()
     config, path = parse(argv, values, default=DEFAULT)
+    if values.minutes is not None:
+        with config.unlocked():
+            config.minutes = values.minutes
     several, workdir = values.processes > 1, named(values.workdir or f"runs/{path.stem}")
     if several:
         check_processes(config, values)
         if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2":  # ours: who is left tells of a dead process in one line
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if config.get("run") == "demo" and config.get("minutes") is not None:
+        raise UserError("minutes is for a run of your own, as of configs/folder.py; the demo needs none")
     tune_cpu()
     if config.get("deterministic"):
         make_deterministic()
@@ -87,7 +95,8 @@ def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
                     values.coordinator, values.processes, values.process, patience=values.patience, workdir=workdir
                 )
             )
-        kinds[config.run](config, workdir, overwrite=values.overwrite)
+        options = {} if config.run == "demo" else {"began": began}
+        kinds[config.run](config, workdir, overwrite=values.overwrite, **options)
 
 
 def check_processes(config: ConfigDict, values: flags.FlagValues) -> None:

@@ -8,7 +8,7 @@ they give beside others' defaults.
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +103,38 @@ def choose(config: Any, workdir: Path | None = None, *, look: bool = True) -> tu
         listed; none is read but those that `look` looks at.
     """
     check_fields(config, opened=DEFAULTS)
-    given = flatten(config.to_dict())
-    opened = [name for name in DEFAULTS if given[name] is None]
+    opened = open_fields(config)
+    check_minutes(config, opened)
     if not opened:
         return config, ()
-    choices = workdir and _chosen_before(given, opened, workdir)
+    choices = workdir and chosen_before(config, workdir)
     if not choices:
-        choices = _choose(with_fields(config, {name: DEFAULTS[name] for name in opened}), opened, look=look)
-    return with_fields(config, {choice.field: choice.value for choice in choices}), choices
+        filled = {name: DEFAULTS[name] for name in opened} | {"minutes": None}
+        choices = _choose(with_fields(config, filled), opened, look=look)
+    return with_fields(config, {choice.field: choice.value for choice in choices} | {"minutes": None}), choices
+
+
+def open_fields(config: Any) -> list[str]:
+    """The names of the fields that a config leaves open."""
+    given = flatten(config.to_dict())
+    return [name for name in DEFAULTS if given[name] is None]
+
+
+def check_minutes(config: Any, opened: Sequence[str]) -> None:
+    """Raises UserError for a budget that is no time, or that a config does not go with."""
+    if (minutes := config.minutes) is None:
+        return
+    if minutes <= 0:
+        raise UserError(f"minutes={minutes:g} is not a time; give what the whole command may take, such as 5")
+    if "epochs" not in opened:
+        raise UserError(f"minutes={minutes:g} sets the number of epochs, and epochs={config.epochs} is set already; "
+                        "leave one of them out, and let configs/folder.py leave epochs open")  # fmt: skip
+    for name, value, usual in (
+        ("transfer.phases", config.transfer.phases, ""),
+        ("semi.method", config.semi.method, "none"),
+    ):
+        if value != usual:
+            raise UserError(f"minutes={minutes:g} does not go with {name}={value}; say how long with epochs")
 
 
 def _choose(filled: Any, opened: Sequence[str], *, look: bool) -> tuple[Choice, ...]:
@@ -131,17 +155,19 @@ def _epochs_of(phases: Sequence[str]) -> int:
     return sum(map(int, counts)) if all(count.isdecimal() for count in counts) else DEFAULTS["epochs"]
 
 
-def _chosen_before(given: Mapping[str, Any], opened: Sequence[str], workdir: Path) -> tuple[Choice, ...]:
+def chosen_before(config: Any, workdir: Path) -> tuple[Choice, ...]:
     """What a run of the same config in this folder has chosen; nothing where there is none, or another."""
+    given, opened = flatten(config.to_dict()), open_fields(config)
     try:
-        config = flatten(json.loads((workdir / CONFIG).read_bytes()))
+        there = flatten(json.loads((workdir / CONFIG).read_bytes()))
         choices = [Choice(**choice) for choice in json.loads((workdir / CHOICES).read_bytes())]
     except (OSError, ValueError, TypeError, AttributeError):
         return ()
     asked = flatten(json.loads(json.dumps(given)))
-    same = all(asked[name] == config.get(name) for name in asked if name not in (*opened, *FREE, *PLACES))
-    found = tuple(choice for choice in choices if choice.field in opened)  # what was chosen may have been set since
-    return found if same and {choice.field for choice in found} == {*opened} else ()
+    same = all(asked[name] == there.get(name) for name in asked if name not in (*opened, *FREE, *PLACES))
+    # What was chosen may have been set since.
+    found = tuple(choice for choice in choices if choice.field in (*opened, "minutes"))
+    return found if same and {choice.field for choice in found} - {"minutes"} == {*opened} else ()
 
 
 def write_choices(workdir: Path, config: Any, choices: Sequence[Choice]) -> None:

@@ -1,27 +1,64 @@
 """What a config asks for: one network, or a teacher and its students."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
+from tljax import budget as budgets
 from tljax import train
+from tljax.clock import Budget
 from tljax.data.load import listing_once
+from tljax.errors import UserError
 from tljax.idle_fields import idle_fields
-from tljax.recipe import choose
+from tljax.recipe import choose, chosen_before
 from tljax.report.console import make_console
 from tljax.semi import rounds
 
 
 def run(
-    config: Any, workdir: Path, *, overwrite: bool = False, console: Console | None = None, **options: Any
+    config: Any,
+    workdir: Path,
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    began: float | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Chooses what the config leaves open, and says so, as well as which fields have no effect; then `train.run`, or
-    `rounds.run` where `semi.method` is 'pseudo_label'. Both take the same options."""
+    `rounds.run` where `semi.method` is 'pseudo_label'. Both take the same options.
+
+    Args:
+      config: as `configs/common.py` describes. Of a run that goes on, `minutes` are counted anew, and end it early at
+        most: how long it is was settled when it began.
+      workdir: the run's folder.
+      overwrite: throw away another run that is there.
+      console: where to print.
+      clock: seconds, which `minutes` are measured by.
+      began: when the command did, by that clock; None: now.
+      **options: those of `train.run` or `rounds.run`.
+    """
+    began = clock() if began is None else began
     console = console or make_console(quiet=jax.process_index() != 0)
     with listing_once():
+        minutes, goes_on = config.get("minutes"), False
+        if minutes is not None:
+            if jax.process_count() > 1:
+                raise UserError(f"minutes={minutes:g} is for one process; say how long with epochs")
+            goes_on = not overwrite and bool(chosen_before(config, workdir))
         config, choices = choose(config, None if overwrite else workdir)
+        if minutes is not None:
+            options["budget"] = budget = Budget(minutes, began, clock)
+            if goes_on:
+                console.print(f"how long it trains was settled when this run began; the {minutes:g} minutes can only "
+                              "end it early")  # fmt: skip
+            else:
+                planned = budgets.plan(config, choices, budget, workdir, console, overwrite=overwrite)
+                config, choices, options["data"] = planned
         if choices:
             console.print("chosen for these images; a value that you set stands:")
         for choice in choices:

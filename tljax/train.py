@@ -19,10 +19,11 @@ from tljax import workdir as folders
 from tljax.agree import Stop, agree, agree_on_config, agree_on_folder, agree_on_start
 from tljax.checkpoint import Checkpoints
 from tljax.checks import check
-from tljax.clock import Clock, Forecast
+from tljax.clock import Budget, Clock, Forecast
 from tljax.data import content
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
+from tljax.data.load import Data
 from tljax.diagnostics import Diagnostics
 from tljax.divergence import beginning, parallel_trace, watched
 from tljax.errors import UserError
@@ -60,6 +61,8 @@ def run(
     before: Callable[[], None] = lambda: None,
     decoded: Path | None = None,
     choices: Sequence[Choice] = (),
+    data: Data | None = None,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Trains, picks the best epoch by validation, tests once.
 
@@ -75,6 +78,8 @@ def run(
       before: called when everything has been found good, and nothing is written yet.
       decoded: the folder of decoded images that outgrow the memory, where it is not `workdir`.
       choices: what of the config was chosen for these images, for the record.
+      data: the decoded images, where the caller has them, and said what there is to say of them.
+      budget: the minutes that the command may take, where there is an end to them.
 
     Returns:
       What `result.json` holds.
@@ -95,7 +100,8 @@ def run(
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
     if not overwrite:
         content.check_moved(workdir, config)
-    experiment, variables = prepare(config, decoded or workdir, console)
+    said = console if data is None else console_lib.make_console(quiet=True)
+    experiment, variables = prepare(config, decoded or workdir, said, data=data)
     if config.select == "loss" and "val" not in experiment.data.splits:
         raise UserError("select='loss' chooses the epoch by validation images, and there are none; give data.val, or "
                         "say select=last")  # fmt: skip
@@ -119,13 +125,30 @@ def run(
         stack.callback(checkpoints.close)
         writer = console_lib.make_writer(workdir, console, config, first=first)
         stack.callback(writer.close)
-        trainer = Trainer(experiment, variables, checkpoints, console, began, workdir)
+        trainer = Trainer(experiment, variables, checkpoints, console, began, workdir, budget)
         if not trainer.step and not config.data.pseudo:  # of a run that goes on, or a teacher's students, it was said
             told = experiment.duplicates.as_dict(experiment.data.source.names)
             console_lib.print_duplicates(console, told, before=True)
         with listen() as trainer.stop.caught:
             trainer.train(writer)
         return finish(trainer, choices)
+
+
+def fresh_state(x: Experiment, phase: int, variables: dict[str, Any]) -> TrainState:
+    """The state at the beginning of a run, with the optimizer of a phase."""
+    opt_state, best = x.init_optimizer(phase, variables["params"]), {}
+    if x.population:
+        own, members = own_parts(x.model, x.plans[0][0], variables)[0], len(x.members)
+        nothing = {"accuracy": np.full(members, -1.0, np.float32), "step": np.zeros(members, np.int32)}
+        best = join_parts(own, NOTHING) | nothing
+    return TrainState(
+        step=np.zeros((), np.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=opt_state,
+        best=best,
+        semi=x.init_semi(variables, opt_state),
+    )
 
 
 class Trainer:
@@ -139,8 +162,9 @@ class Trainer:
         console: Console,
         began: float,
         workdir: Path,
+        budget: Budget | None = None,
     ):
-        self.forecast = Forecast(console)
+        self.budget, self.forecast = budget, Forecast(console)
         self.x, self.checkpoints, self.console, self.workdir = experiment, checkpoints, console, workdir
         self.key = jax.random.key(experiment.config.seed)
         self.phase = 0
@@ -159,7 +183,7 @@ class Trainer:
         vitals = None
         found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
         if found is None:
-            state = self.fresh(0, variables)
+            state = fresh_state(self.x, 0, variables)
         else:
             state, record = found
             self.phase, self.histories = record["phase"], record["histories"]
@@ -193,27 +217,9 @@ class Trainer:
                     f"the images of {data.source.spec}, or their split, have changed since this run began: it may have "
                     f"trained on what it would test on; give another --workdir, or --overwrite"
                 )
-            return self.fresh(record["phase"], variables)
+            return fresh_state(self.x, record["phase"], variables)
 
         return state
-
-    def fresh(self, phase: int, variables: dict[str, Any]) -> TrainState:
-        """The state at the beginning of a run, with the optimizer of a phase."""
-        opt_state = self.x.init_optimizer(phase, variables["params"])
-        return TrainState(
-            step=np.zeros((), np.int32),
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            opt_state=opt_state,
-            best=self.no_best(variables) if self.x.population else {},
-            semi=self.x.init_semi(variables, opt_state),
-        )
-
-    def no_best(self, variables: dict[str, Any]) -> dict[str, Any]:
-        own = own_parts(self.x.model, self.x.plans[0][0], variables)[0]
-        members = len(self.x.members)
-        nothing = {"accuracy": np.full(members, -1.0, np.float32), "step": np.zeros(members, np.int32)}
-        return join_parts(own, NOTHING) | nothing
 
     def no_sums(self) -> dict[str, np.ndarray]:
         """The sums of an epoch before its first step, by member."""
@@ -223,6 +229,17 @@ class Trainer:
     @property
     def last_step(self) -> int:
         return self.x.config.epochs * self.x.steps_per_epoch
+
+    @property
+    def is_late(self) -> bool:
+        """Whether what is left of a budget is needed for the test."""
+        return self.budget is not None and self.budget.is_over()
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether a budget ended training within an epoch, which has its row."""
+        history = self.histories[0]
+        return bool(history) and history[-1]["step"] == self.step and self.step % self.x.steps_per_epoch > 0
 
     @property
     def seconds(self) -> float:
@@ -236,7 +253,7 @@ class Trainer:
         """All epochs that remain; raises Interrupted as soon as a process was sent a signal and the state is saved."""
         per_epoch = self.x.steps_per_epoch
         for number, phase in enumerate(self.x.phases[0]):
-            if self.step >= phase.last * per_epoch:
+            if self.step >= phase.last * per_epoch or self.ended_early:
                 continue
             if number != self.phase:
                 self.enter(number)
@@ -253,23 +270,30 @@ class Trainer:
             train_step = guarded(parallel_train_step(step), self.x.batches, config.accumulate)
             self.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
-                if not self.train_epoch(train_step, feed, epoch):
+                if not self.train_epoch(train_step, feed, epoch) and self.stop.signal:
                     self.save()
                     break
                 rows = self.close_epoch(epoch)
                 self.save()
                 self.log(rows, writer)
-                if self.stop.asked():
+                if self.stop.asked() or self.is_late:
                     break
                 self.foresee_rest()
             if self.step < self.last_step:
                 self.stop_if_asked()
+        if self.step < self.last_step:
+            self.console.print("the minutes are all but over, and it goes more slowly than was measured: training ends "
+                               f"after {self.step:,} of {self.last_step:,} updates; repeat.py has all")  # fmt: skip
         self.checkpoints.wait()  # while signals are still caught: the last epoch is not to be lost
 
-    def featured(self, done: int, of: int) -> None:
-        """After a batch of features: says how long all will take, once a few have shown it."""
+    def featured(self, done: int, of: int) -> bool:
+        """After a batch of features: says how long all will take, once a few have shown it; whether a budget has no
+        time for another view."""
         self.stop_if_asked()
+        if self.budget is not None:
+            return self.budget.is_enough(done / len(self.x.data.pool))
         self.forecast.features(done, of, tested=len(self.x.data.splits.get("test", ())))
+        return False
 
     def foresee_rest(self) -> None:
         """Says how long the run will take, once some updates have shown it."""
@@ -322,7 +346,7 @@ class Trainer:
                 advance(done, of, clock.words)
                 seen = min(feed.batch_size, feed.count - (self.step - 1) % per_pass * feed.batch_size)
                 yield metrics, seen, self.step - 1
-                if self.stop.signal and done < of:
+                if (self.stop.signal or self.is_late) and done < of:
                     return
 
         title, last = f"epoch {epoch + 1}/{x.config.epochs}", time.perf_counter()
@@ -435,7 +459,7 @@ class Trainer:
 
     def close_epoch(self, epoch: int) -> list[dict[str, Any]]:
         """Validates, and adds the epoch's line to each member's history."""
-        x, step, began = self.x, (epoch + 1) * self.x.steps_per_epoch, time.perf_counter()
+        x, step, began = self.x, self.step, time.perf_counter()
         logits = self.logits("val") if "val" in x.data.splits else None
         for m, history in enumerate(self.histories):
             val = None if logits is None else score(logits[m], x.data.labels("val"), x.plain_loss)

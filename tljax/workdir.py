@@ -30,7 +30,7 @@ _OURS = {CONFIG, RESULT, METRICS, SPILL, LOCK, "checkpoints", "members", "predic
          "curves.png", "calibration.png"}  # fmt: skip
 # Fields that do not change what a run computes.
 FREE = ("data.workers", "data.memory_gb", "data.placement", "cache.features", "cache.memory_gb", "pictures",
-        "stop_at_nan", "trackers")  # fmt: skip
+        "stop_at_nan", "trackers", "minutes")  # fmt: skip
 # Fields that say where the images lie, or labels that a round made: what lies there is compared by content.
 _KINDS_OF_FOLDERS = ("folder", "pets")
 PLACES = ("data.source", "data.tfds_dir", "data.pseudo")
