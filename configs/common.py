@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of the fresh parameters, the order of the batches, augmentation and dropout
     config.epochs = 10
     config.minutes = placeholder(float)  # of the whole command: sets `epochs`, which has to be open (configs/folder.py)
+    config.stop_after = 0  # updates after which training ends, wherever epochs and rates stand; 0: none
     config.epoch_steps = 0  # updates of an epoch, whose end validates and saves; 0: one pass over the training images
     # The epoch that is tested: the best by validation accuracy, of equals the one with the lower loss; by validation
     # loss; or the last.

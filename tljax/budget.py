@@ -1,10 +1,10 @@
 """A run that has to end in so many minutes: what it takes is measured, and of its recipe is done what fits.
 
-The number of updates is settled before the first one, so that rates that fall to 0 do so where training ends.
+Features of views are made while there is time for them. Then, before the first update, the number of updates is
+settled, so that rates that fall to 0 do so where training ends.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,116 +14,202 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from tljax import workdir as folders
-from tljax.clock import Budget, in_words
-from tljax.data.load import Data
+from tljax.clock import LEAST, Budget, in_words
 from tljax.divergence import watched
-from tljax.errors import UserError
-from tljax.experiment import Experiment, prepare
-from tljax.feed import Features, endless, run_over
+from tljax.experiment import Experiment
+from tljax.features import Kept, keep
+from tljax.feed import Features, endless
 from tljax.fields import with_fields
 from tljax.recipe import DEFAULTS, STOPS, Choice
-from tljax.steps import parallel_forward_step, parallel_train_step, replicate
+from tljax.steps import parallel_train_step, replicate
 from tljax.train import fresh_state
 
-AIM = 0.92  # share of the minutes that is planned for
-LEAST = 30  # updates, below which it is no training
+AIM = 0.95  # share of the minutes that is planned for
+UNDER, OVER = 0.8, 1.05  # where less than the first would be used, one more view may take up to the second
+MOST = 1.1  # share that updates on features may take up to, where views took longer than they seemed to
 TIMED, LONG = 3, 5.0  # batches that are timed after the first one, unless they take so many seconds
 CACHED = 0.4  # share of a program's first call that it takes again, where JAX keeps programs on disk
 FORWARD = 1 / 3  # of an update: no way back
-# Pictures, trackers, libraries and files, before training and after: shares of what loading took, which varies with the
-# machine alike. Measured of folders of photographs on one core.
-BEFORE, AFTER = 1.2, 0.3
+AFTER = 0.3  # pictures and files after the test: share of what loading took, which varies with the machine alike
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Seconds that parts of a run take on this machine.
+    """Seconds that what follows takes on this machine.
 
     Attributes:
-      view: features of one view of all training images; 0 where none are kept.
       update: one update, on features where they are kept.
-      whole: one update that takes its images through the whole network.
-      stop: validating and saving, after an epoch.
+      stop: validation after an epoch.
       once: all else that comes before the last update.
       rest: all that comes after it.
     """
 
-    view: float
     update: float
-    whole: float
     stop: float
     once: float
     rest: float
 
-    def updates(self, updates: int, stops: int, views: int) -> float:
-        return updates * (self.update if views else self.whole) + stops * self.stop
-
-    def total(self, updates: int, stops: int, views: int) -> float:
-        return views * self.view + self.updates(updates, stops, views) + self.once + self.rest
+    def total(self, updates: int, stops: int) -> float:
+        return updates * self.update + stops * self.stop + self.once + self.rest
 
 
-def plan(
-    config: Any, choices: Sequence[Choice], budget: Budget, workdir: Path, console: Console,
-    *, overwrite: bool = False,
-) -> tuple[Any, tuple[Choice, ...], Data]:  # fmt: skip
-    """Decodes the images, times a few batches, and cuts what was chosen down to a budget, which learns what is planned.
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """What was measured before there are features, in seconds.
+
+    Attributes:
+      loading: of the command, before it read all images.
+      update, first: of an update, on features where views of them are kept; of the first one beside: it compiles.
+      batch, val, test: images of an update, and of the splits.
+      views: whether that was on features.
+    """
+
+    loading: float
+    update: float
+    first: float
+    batch: int
+    val: int
+    test: int
+    views: bool
+
+    def costs(self, image: float | None = None, compiled: float = 0.0, *, dropped: bool = False) -> Costs:
+        """Of all after the features.
+
+        Args:
+          image: seconds of one image through what never changes; None where nothing is kept.
+          compiled: seconds that its program took to compile.
+          dropped: whether updates take their images through all of the network, whatever was measured.
+        """
+        whole = FORWARD * self.update / self.batch  # of an image, where updates take images
+        again = CACHED if getattr(jax.config, "jax_compilation_cache_dir", None) else 1.0
+        on_features = whole if self.views else 0.0
+        update = self.update + (self.batch * (image or 0.0) if dropped else 0.0)
+        validated = self.val * (whole if image is None else on_features)
+        tested = self.test * (whole if image is None else image + on_features) + validated
+        program = FORWARD * self.first if image is None else compiled * bool(self.test)
+        once = self.first + compiled if dropped else again * self.first
+        return Costs(update, validated, once, AFTER * self.loading + program + tested)
+
+
+class TooSlow(Exception):
+    """There is no time for features of one view."""
+
+
+class Views:
+    """Decides, from the pace of the features, when there are views enough.
+
+    Attributes:
+      image, compiled: seconds of one image, and those that the program took to compile, as seen so far.
+    """
+
+    def __init__(
+        self, budget: Budget, images: int, later: Callable[[float, float, int], float],
+        without: Callable[[float, float], float], *, updates: tuple[int, int], free: bool,
+    ):  # fmt: skip
+        """
+        Args:
+          budget: the minutes.
+          images: how many a view has.
+          later: (`image`, `compiled`, updates) -> seconds of all that comes after the features.
+          without: (`image`, `compiled`) -> the same of the fewest updates, where no view is kept.
+          updates: the fewest, and the recipe's.
+          free: whether the number of views is not the user's.
+        """
+        self.budget, self.images, self.later, self.without = budget, images, later, without
+        self.updates, self.free = updates, free
+        self.image = self.compiled = 0.0
+        self._times = [(budget.elapsed, 0)]
+
+    def __call__(self, done: int, of: int) -> bool:
+        """After a batch, `done` images in all: whether the view at hand is the last. Raises TooSlow where it is not to
+        be, either."""
+        now = self.budget.elapsed
+        self._times = [*self._times[:2], (now, done)]
+        (began, _), (first, warm), *_ = self._times
+        self.image = (now - first) / (done - warm) if done > warm else (now - began) / done
+        self.compiled = max(0.0, first - began - warm * self.image)
+        if not self.free:
+            return False
+        seconds, seen, (least, wanted) = self.budget.seconds, (self.image, self.compiled), self.updates
+        if TIMED * warm < done < self.images:
+            shortest = (self.images - done) * self.image + self.later(*seen, least)
+            if now + shortest > OVER * seconds and self.without(*seen) < shortest:
+                raise TooSlow
+        later = self.later(*seen, wanted)
+        idle = now + later < UNDER * seconds
+        return now + self.images * self.image + later > (OVER if idle else AIM) * seconds
+
+
+def settle(
+    x: Experiment, variables: Any, choices: Sequence[Choice], workdir: Path,
+    *, budget: Budget, loading: float, console: Console,
+) -> tuple[Experiment, tuple[Choice, ...], Kept | None]:  # fmt: skip
+    """Times a few updates, makes features, and cuts what was chosen down to a budget; says so.
 
     Args:
-      config: with nothing open.
+      x: of what was chosen, no update done.
+      variables: its initial ones.
       choices: the recipe's.
-      budget: the minutes.
-      workdir: the run's folder.
+      workdir: where features lie that outgrow the memory.
+      budget: the minutes; learns how long a run takes after its last update.
+      loading: seconds that the command took before it read all images.
       console: where to print.
-      overwrite: whether another run there may be thrown away.
 
     Returns:
-      The config with nothing open, what was chosen, and the decoded images.
-
-    Raises:
-      UserError: for whatever is wrong with config or images, and where the budget is too small.
+      The experiment that fits, what was chosen, and the features.
     """
-    folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
-    loading = budget.elapsed
-    x, variables = prepare(config, workdir, console)
-    costs = measure(x, variables, loading, budget.clock)
-    choices, (updates, stops, views) = fit(
-        choices, config, costs, budget.elapsed, views=x.views, per_pass=x.steps_per_pass, minutes=budget.minutes
-    )
-    budget.view, budget.updates, budget.rest = costs.view, costs.updates(updates, stops, views), costs.rest
-    return with_fields(config, {c.field: c.value for c in choices if c.field in DEFAULTS}), choices, x.data
+    config = x.config
+    x.duplicates  # noqa: B018  # looked for now, so that its time has gone
+    pace = measure(x, variables, loading, budget.clock)
+    costs, kept = pace.costs(), None
+    if is_kept(x):
+        free = pace.views and config.cache.views > 0 and "cache.views" in {choice.field for choice in choices}
+        least, wanted = min(LEAST, x.last_step), x.last_step
+        views = Views(
+            budget, len(x.data.pool),
+            lambda image, compiled, n: pace.val * image + pace.costs(image, compiled).total(n, config.epochs),
+            lambda image, compiled: pace.val * image + pace.costs(image, compiled, dropped=True).total(least, 1),
+            updates=(least, wanted), free=free,
+        )  # fmt: skip
+        state, dropped = replicate(fresh_state(x, 0, variables)), False
+        try:
+            kept = keep(x, 0, state.variables, workdir=workdir, console=console, pause=views)
+        except TooSlow:
+            dropped, without = True, x.lasting(with_fields(config, {"cache.views": 0}))
+            kept = keep(without, 0, state.variables, workdir=workdir, console=console)
+        costs = pace.costs(views.image, views.compiled, dropped=dropped)
+    made = kept.splits["train"].values.shape[1] if kept and "train" in kept.splits else 0
+    settled, updates = fit(
+        choices, config, costs, budget.elapsed, views=(made, x.views), per_pass=x.steps_per_pass,
+        minutes=budget.minutes, share=MOST if made else AIM,
+    )  # fmt: skip
+    budget.rest = costs.rest
+    if kept and made > (passes := -(-updates // x.steps_per_pass)):  # a view that no pass comes to
+        few = kept.splits["train"]._replace(values=kept.splits["train"].values[:, :passes])
+        kept = Kept(kept.record | {"views": passes}, kept.splits | {"train": few})
+    console.print(f"settled for {budget.minutes:g} minutes:")
+    for choice in settled:
+        if choice not in choices:
+            console.print(f"  {choice}", markup=False)
+    fields = {choice.field: choice.value for choice in settled if choice.field in DEFAULTS}
+    return x.lasting(with_fields(config, fields)), settled, kept
 
 
-def measure(x: Experiment, variables: Any, loading: float, clock: Callable[[], float]) -> Costs:
-    """Times features and updates; nothing of it is kept. `loading` is what the command took before the images."""
-    key, state, data = jax.random.key(x.config.seed), replicate(fresh_state(x, 0, variables)), x.data
-    cut, val, test = x.cut(0), len(data.splits.get("val", ())), len(data.splits.get("test", ()))
-    keeps = cut is not None and x.config.cache.features != "off"
-    image = compiled = 0.0
-    kept = {}
-    if keeps:
-        pictures = x.feed(data.pool, training=True, once=True) if x.views else x.feed("train", once=True)
-        step = parallel_forward_step(x.forward_step(0, pictures, end=cut))
-        each, compiled = timed(run_over(step, pictures, state.variables, key, x.replicas), clock)
-        image = each / pictures.batch_size
-    if keeps and x.views:
-        size = x.config.data.size
-        one: Any = jax.eval_shape(lambda v: x.model.apply(v, jnp.zeros((1, size, size, 3)), end=cut), variables)
+def is_kept(x: Experiment) -> bool:
+    """Whether features are."""
+    return x.cut(0) is not None and x.config.cache.features != "off" and bool(x.views or "val" in x.data.splits)
+
+
+def measure(x: Experiment, variables: Any, loading: float, clock: Callable[[], float]) -> Pace:
+    """Times a few updates; nothing of them is kept. `loading` is what the command took before."""
+    kept, data = {}, x.data
+    if x.views and is_kept(x):
+        side = x.config.data.size
+        one: Any = jax.eval_shape(lambda v: x.model.apply(v, jnp.zeros((1, side, side, 3)), end=x.cut(0)), variables)
         kept["train"] = Features(np.zeros((len(data.pool), 1, *one.shape[1:]), one.dtype), data.pool)
-    update, first = timed(_updates(x, state, x.training_feed(kept), key), clock)
-    evaluated = FORWARD * update / x.batch_size
-    again = CACHED if getattr(jax.config, "jax_compilation_cache_dir", None) else 1.0
-    return Costs(
-        view=image * len(data.pool) if kept else 0.0,
-        update=update,
-        whole=update + (image * x.batch_size if kept else 0.0),
-        stop=val * evaluated,
-        once=BEFORE * loading + first + again * compiled + image * val,  # the program of updates has another schedule
-        rest=AFTER * loading
-        + bool(test) * (compiled or FORWARD * first)
-        + val * evaluated
-        + test * (image + evaluated),
-    )
+    update, first = timed(_updates(x, variables, kept), clock)
+    val, test = (len(data.splits.get(split, ())) for split in ("val", "test"))
+    return Pace(loading, update, first, x.batch_size, val, test, bool(kept))
 
 
 def timed(batches: Iterator[Any], clock: Callable[[], float]) -> tuple[float, float]:
@@ -138,7 +224,8 @@ def timed(batches: Iterator[Any], clock: Callable[[], float]) -> tuple[float, fl
     return each, max(0.0, first - each)
 
 
-def _updates(x: Experiment, state: Any, feed: Any, key: jax.Array) -> Iterator[None]:
+def _updates(x: Experiment, variables: Any, kept: dict[str, Features]) -> Iterator[None]:
+    feed, key, state = x.training_feed(kept), jax.random.key(x.config.seed), replicate(fresh_state(x, 0, variables))
     step = watched(x.train_step(0, feed), x.plans[0][0], alone=not x.population, stop=x.config.stop_at_nan)
     step = parallel_train_step(step)
     for number, shard in enumerate(endless(feed, x.replicas)):
@@ -149,64 +236,53 @@ def _updates(x: Experiment, state: Any, feed: Any, key: jax.Array) -> Iterator[N
 
 def fit(
     choices: Sequence[Choice], config: Any, costs: Costs, gone: float,
-    *, views: int, per_pass: int, minutes: float,
-) -> tuple[tuple[Choice, ...], tuple[int, int, int]]:  # fmt: skip
-    """Choices that keep to a budget: of a recipe's updates and views all that fit, updates first.
+    *, views: tuple[int, int], per_pass: int, minutes: float, share: float = AIM,
+) -> tuple[tuple[Choice, ...], int]:  # fmt: skip
+    """Choices that keep to a budget: of a recipe's updates as many as fit, but `LEAST` in any case.
 
     Args:
       choices: the recipe's, of what was open; `epochs` is among them.
       config: with all of these in their place.
-      costs: as measured.
+      costs: of what follows.
       gone: seconds of the budget that have gone.
-      views: that the recipe's run keeps, or the user's.
+      views: features of how many views of each image there are, and the recipe's number.
       per_pass: updates in which each image comes once.
       minutes: the budget.
+      share: of it that may be used.
 
     Returns:
-      The choices in their order, then one called `minutes` that says what is expected; updates, epochs and views.
-
-    Raises:
-      UserError: where not even `LEAST` updates fit, or one epoch as long as the user wants it.
+      The choices in their order, then one called `minutes` that says what is expected; and the updates.
     """
     opened, steps = {choice.field for choice in choices}, config.epoch_steps or per_pass
     wanted, length = config.epochs * steps, None if "epoch_steps" in opened else steps
+
+    def stops_of(updates: int) -> int:
+        if updates == wanted:
+            return config.epochs
+        return updates // length if length else min(STOPS, max(1, updates // max(per_pass, LEAST)))
+
     each = length or 1
     least = min(wanted, -(-LEAST // each) * each)
-    free = views > 0 and costs.view > 0 and "cache.views" in opened
-    few = (1, 0) if free else (views,)
-
-    def candidate(updates: int, kept: int) -> tuple[int, int, int]:
-        stops = config.epochs
-        if updates < wanted:
-            stops = updates // length if length else min(STOPS, max(1, updates // max(per_pass, LEAST)))
-        return updates // stops * stops, stops, min(kept, -(-updates // per_pass))
-
-    candidates = itertools.chain(
-        (candidate(wanted, kept) for kept in (range(views, 0, -1) if free else ())),
-        (candidate(updates, kept) for updates in range(wanted, least - 1, -each) for kept in few),
-    )
-    chosen = next((found for found in candidates if gone + costs.total(*found) <= AIM * 60 * minutes), None)
-    if chosen is None:
-        needed = gone + min(costs.total(*candidate(least, kept)) for kept in few)
-        enough = -(-needed // (6 * AIM)) / 10
-        raise UserError(
-            f"minutes={minutes:g} is too little: {in_words(gone)} went for loading and reading the images, and the "
-            f"least that can be done takes about {in_words(needed)} in all; give --minutes={enough:g}"
-        )
-    updates, stops, kept = chosen
-    fits = f"as many as fit in {minutes:g} minutes"
-    changed = {}
+    time = 60 * share * minutes - gone
+    fits = (n for n in range(wanted, least - 1, -each) if costs.total(n, stops_of(n)) <= time)
+    updates = next(fits, least)
+    stops = stops_of(updates)
+    updates = updates // stops * stops
+    changed: dict[str, tuple[Any, str]] = {}
     if updates != wanted:
-        changed["epochs"] = stops, f"{updates:,} updates in all, {fits}; the recipe has {wanted:,}"
+        changed["epochs"] = stops, f"{updates:,} of {wanted:,} updates, for --minutes {minutes:g}"
         changed["epoch_steps"] = updates // stops, f"updates between two looks at validation; a pass has {per_pass}"
-    if free and kept != views:
-        why = f"random views of each image, {fits}" if kept else "none fits"
-        changed["cache.views"] = kept, f"{why}; the recipe has {views}"
-    parts = [f"{in_words(gone)} have gone"]
-    if kept and costs.view:
-        parts.append(f"{kept} x {in_words(costs.view)} for features")
-    parts += [f"{in_words(costs.updates(*chosen))} for {updates:,} updates and validation",
-              f"{in_words(costs.once + costs.rest)} for the test and all else"]  # fmt: skip
-    expected = f"about {in_words(gone + costs.total(*chosen))}: {', '.join(parts)}"
-    said = [Choice(c.field, *changed[c.field]) if c.field in changed else c for c in choices]
-    return (*said, Choice("minutes", minutes, expected)), chosen
+    made, of = views
+    if "cache.views" in opened and config.cache.views and (made := min(made, -(-updates // per_pass))) != of:
+        changed["cache.views"] = made, f"{made} of {of} random views of each image, for --minutes {minutes:g}"
+    expected = gone + costs.total(updates, stops)
+    parts = (f"{in_words(gone)} have gone, {in_words(updates * costs.update + stops * costs.stop)} for {updates:,} "
+             f"updates and validation, {in_words(costs.once + costs.rest)} for the test and all else")  # fmt: skip
+    if expected > 60 * MOST * minutes:
+        said = f"too little: the least that can be done takes about {in_words(expected)} ({parts})"
+    elif expected < 60 * UNDER * minutes and not changed:
+        said = f"more than it needs: it ends after about {in_words(expected)} ({parts})"
+    else:
+        said = f"about {in_words(expected)} ({parts})"
+    found = [Choice(c.field, *changed[c.field]) if c.field in changed else c for c in choices]
+    return (*found, Choice("minutes", minutes, said)), updates

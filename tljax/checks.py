@@ -25,7 +25,7 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
       UserError: naming the field.
     """
     least = {
-        "epochs": 1, "epoch_steps": 0, "batch_size": 1, "accumulate": 1, "seed": 0, "data.size": 1,
+        "epochs": 1, "epoch_steps": 0, "stop_after": 0, "batch_size": 1, "accumulate": 1, "seed": 0, "data.size": 1,
         "data.resize": 0, "data.val": 0, "data.per_class": 0, "data.workers": 0, "data.memory_gb": 0,
         "data.split_seed": 0, "schedule.step_epochs": 0, "schedule.warmup_epochs": 0, "schedule.factor": 0,
         "optimizer.weight_decay": 0, "optimizer.clip": 0, "optimizer.momentum": 0, "model.outputs": 0,

@@ -7,12 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from tljax.errors import UserError
-
 WORTH_SAYING = 10.0  # seconds
 OFF = 0.25  # share by which a forecast is off that is corrected
 TIMED = 3  # batches of features that show how long one takes
-LAST = 1.05  # share of a budget's minutes that what is under way may take, where it goes more slowly than was planned
+LAST = 1.12  # share of a budget that a run may take where it goes more slowly than was planned
+LEAST = 30  # updates, below which it is no training
 
 
 @dataclasses.dataclass
@@ -127,42 +126,26 @@ class Budget:
       minutes: how many.
       began: when the command did, on the clock.
       clock: seconds.
-      view, updates, rest: seconds of one view's features, of all updates and of what follows, as planned; a tenth of
-        all for the last where nothing was planned.
-      slower: how much slower the machine has become since it was measured; 1 or more.
+      rest: seconds of what follows the last update, as planned; a tenth of all where nothing was planned.
     """
 
     minutes: float
     began: float
     clock: Callable[[], float] = time.perf_counter
-    view: float = 0.0
-    updates: float = 0.0
     rest: float = 0.0
-    slower: float = 1.0
-    _first: tuple[float, float] | None = None
 
     def __post_init__(self):
-        self.rest = self.rest or 0.1 * 60 * self.minutes
+        self.rest = self.rest or 0.1 * self.seconds
+
+    @property
+    def seconds(self) -> float:
+        return 60 * self.minutes
 
     @property
     def elapsed(self) -> float:
         return self.clock() - self.began
 
-    def is_over(self, more: float = 0.0) -> bool:
-        """Whether the time is up for anything but the test, were `more` seconds (as planned) to be spent before it."""
-        return self.elapsed + self.slower * (more + self.rest) > LAST * 60 * self.minutes
-
-    def is_enough(self, views: float) -> bool:
-        """Whether so many views' features have to do, since another one's would leave no time for updates and test.
-
-        Raises:
-          UserError: where the time is up before there is one.
-        """
-        now, (began, first) = self.elapsed, self._first or (self.elapsed, views)
-        self._first = began, first
-        if self.view and views > first:
-            self.slower = max(1.0, (now - began) / ((views - first) * self.view))
-        if views < 1 and self.is_over():
-            raise UserError(f"minutes={self.minutes:g} is too little: it goes more slowly than was measured, and "
-                            f"features of {views:.0%} of the images took it all")  # fmt: skip
-        return self.is_over(self.view + self.updates)
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up for anything but the test."""
+        return self.elapsed + self.rest > LAST * self.seconds

@@ -68,7 +68,7 @@ class Diagnostics:
 
     def __init__(self, x: Experiment, console: Console, record: Mapping[str, Any] | None = None):
         self.x, self.console = x, console
-        self.names, self.total = x.data.source.classes, x.config.epochs * x.steps_per_epoch
+        self.names, self.total = x.data.source.classes, x.last_step
         targets = x.data.targets[x.data.splits["train"]]
         self.known = np.bincount(hard(targets), minlength=len(self.names))
         self.constant_loss = constant_loss(targets, len(self.names), x.config.loss.label_smoothing)

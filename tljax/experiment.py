@@ -99,6 +99,19 @@ class Experiment:
         return self.config.epoch_steps or self.steps_per_pass
 
     @property
+    def last_step(self) -> int:
+        """How many updates there are."""
+        updates = self.config.epochs * self.steps_per_epoch
+        return min(updates, self.config.stop_after or updates)
+
+    def lasting(self, config: Any) -> "Experiment":
+        """The same with a config that differs in how long training is, or how many views there are."""
+        members = members_of(config)
+        made = dataclasses.replace(self, config=config, members=members, phases=phases_of(config, members))
+        vars(made)["duplicates"] = self.duplicates  # of the same images
+        return made
+
+    @property
     def steps_per_pass(self) -> int:
         """Updates in which each training image, or each unlabelled one of a joint run, comes once."""
         if self.joint:
@@ -346,6 +359,14 @@ class Outline(NamedTuple):
     fresh: str
 
 
+def phases_of(config: Any, members: tuple[Member, ...]) -> tuple[tuple[Phase, ...], ...]:
+    """By member."""
+    t = config.transfer
+    return tuple(
+        make_phases(t.phases, train=t.train, epochs=config.epochs, lr=member.config.optimizer.lr) for member in members
+    )
+
+
 def outline(config: Any) -> Outline:
     """Raises UserError for a network that there is not, or a plan that cannot be."""
     m, t = config.model, config.transfer
@@ -361,9 +382,7 @@ def outline(config: Any) -> Outline:
         head_init=m.head_init,
     )
     members = members_of(config)
-    phases = tuple(
-        make_phases(t.phases, train=t.train, epochs=config.epochs, lr=member.config.optimizer.lr) for member in members
-    )
+    phases = phases_of(config, members)
     sketch = build()  # shapes suffice to find what is wrong with the plan
     shapes = variable_shapes(sketch)
     check_side(sketch, m.name, config.data.size)
@@ -381,16 +400,13 @@ def outline(config: Any) -> Outline:
     return Outline(build, members, phases, sketch, shapes, fresh)
 
 
-def prepare(
-    config: Any, workdir: Path | None, console: Console, *, data: Data | None = None
-) -> tuple[Experiment, dict[str, Any]]:
+def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experiment, dict[str, Any]]:
     """Finds the weights, decodes the data, makes the plans.
 
     Args:
       config: the config, checked.
       workdir: for decoded images that outgrow the memory; None forbids that.
       console: where to print.
-      data: the decoded images, where a call with a config of the same `data` has made them.
 
     Returns:
       The experiment and its initial variables.
@@ -425,9 +441,8 @@ def prepare(
         )
 
     resize = d.resize or weights.short_side(d.size)
-    if data is None:
-        with console_lib.progress_bar(console, "decoding") as advance:
-            data = decode_data(d, listed, resize=resize, workdir=workdir, progress=advance)
+    with console_lib.progress_bar(console, "decoding") as advance:
+        data = decode_data(d, listed, resize=resize, workdir=workdir, progress=advance)
     counts = {split: count.tolist() for split, count in data.counts.items()}
     images = {split: len(members) for split, members in data.splits.items()}
     console.print(f"{source.spec}: {console_lib.image_words(images, source.classes, counts)}", markup=False)

@@ -89,7 +89,7 @@ def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
     final |= as_record(choices)
     if budget := trainer.budget:
         final["minutes"] = {"budget": budget.minutes, "seconds": budget.elapsed,
-                            "updates": trainer.step, "of": trainer.last_step}  # fmt: skip
+                            "updates": trainer.step, "of": x.last_step}  # fmt: skip
     console_lib.print_duplicates(trainer.console, final["duplicates"])
     if jax.process_index() == 0:
         folders.write_json(workdir / folders.RESULT, final)

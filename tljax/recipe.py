@@ -171,13 +171,18 @@ def chosen_before(config: Any, workdir: Path) -> tuple[Choice, ...]:
 
 
 def write_choices(workdir: Path, config: Any, choices: Sequence[Choice]) -> None:
-    """Leaves them, if any, in a run's folder for its next sitting, with the config that repeats it, nothing open."""
-    if not choices:
-        return
-    write_json(workdir / CHOICES, [dataclasses.asdict(choice) for choice in choices])
+    """Leaves them, if any, in a run's folder for its next sitting, with the config that repeats it."""
+    if choices:
+        write_json(workdir / CHOICES, [dataclasses.asdict(choice) for choice in choices])
+        write_repeat(workdir, config, choices)
+
+
+def write_repeat(workdir: Path, config: Any, choices: Sequence[Choice]) -> None:
+    """Leaves the config that repeats a run, nothing open, in its folder."""
     words = "\n".join(f"- {choice}" for choice in choices)
     words = f"Repeats the run of this folder, with what was chosen for its images:\n\n{words}\n"
-    write_whole(workdir / REPEAT, source_of(with_fields(config, _absolute(config)), words))
+    chosen = {choice.field: choice.value for choice in choices if choice.field != "minutes"}
+    write_whole(workdir / REPEAT, source_of(with_fields(config, chosen | _absolute(config)), words))
 
 
 def _absolute(config: Any) -> dict[str, Any]:

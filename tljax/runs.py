@@ -1,5 +1,6 @@
 """What a config asks for: one network, or a teacher and its students."""
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from tljax import budget as budgets
 from tljax import train
+from tljax.budget import settle
 from tljax.clock import Budget
 from tljax.data.load import listing_once
 from tljax.errors import UserError
@@ -51,18 +52,17 @@ def run(
                 raise UserError(f"minutes={minutes:g} is for one process; say how long with epochs")
             goes_on = not overwrite and bool(chosen_before(config, workdir))
         config, choices = choose(config, None if overwrite else workdir)
+        if choices:
+            console.print("chosen for these images; a value that you set stands:")
+        for choice in choices:
+            console.print(f"  {choice}", markup=False)
         if minutes is not None:
             options["budget"] = budget = Budget(minutes, began, clock)
             if goes_on:
                 console.print(f"how long it trains was settled when this run began; the {minutes:g} minutes can only "
                               "end it early")  # fmt: skip
             else:
-                planned = budgets.plan(config, choices, budget, workdir, console, overwrite=overwrite)
-                config, choices, options["data"] = planned
-        if choices:
-            console.print("chosen for these images; a value that you set stands:")
-        for choice in choices:
-            console.print(f"  {choice}", markup=False)
+                options["settle"] = functools.partial(settle, budget=budget, loading=budget.elapsed, console=console)
         if not options.get("look_at_test"):  # a study's rows share fields on purpose
             for line in idle_fields(config):
                 console.print(f"warning: {line}", markup=False)

@@ -19,11 +19,10 @@ from tljax import workdir as folders
 from tljax.agree import Stop, agree, agree_on_config, agree_on_folder, agree_on_start
 from tljax.checkpoint import Checkpoints
 from tljax.checks import check
-from tljax.clock import Budget, Clock, Forecast
+from tljax.clock import LEAST, Budget, Clock, Forecast
 from tljax.data import content
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
-from tljax.data.load import Data
 from tljax.diagnostics import Diagnostics
 from tljax.divergence import beginning, parallel_trace, watched
 from tljax.errors import UserError
@@ -35,7 +34,7 @@ from tljax.interrupt import Interrupted, listen
 from tljax.losses import score
 from tljax.machine import forget_programs, is_deterministic
 from tljax.memory import guarded
-from tljax.recipe import Choice, write_choices
+from tljax.recipe import Choice, write_choices, write_repeat
 from tljax.report import console as console_lib
 from tljax.semi.feed import JointFeed
 from tljax.state import TrainState
@@ -61,7 +60,7 @@ def run(
     before: Callable[[], None] = lambda: None,
     decoded: Path | None = None,
     choices: Sequence[Choice] = (),
-    data: Data | None = None,
+    settle: Callable[..., tuple[Experiment, tuple[Choice, ...], Kept | None]] | None = None,
     budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Trains, picks the best epoch by validation, tests once.
@@ -78,7 +77,8 @@ def run(
       before: called when everything has been found good, and nothing is written yet.
       decoded: the folder of decoded images that outgrow the memory, where it is not `workdir`.
       choices: what of the config was chosen for these images, for the record.
-      data: the decoded images, where the caller has them, and said what there is to say of them.
+      settle: (experiment, variables, choices, workdir) -> experiment and choices of as many updates as are to be, and
+        features that it made; called before training.
       budget: the minutes that the command may take, where there is an end to them.
 
     Returns:
@@ -100,8 +100,7 @@ def run(
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
     if not overwrite:
         content.check_moved(workdir, config)
-    said = console if data is None else console_lib.make_console(quiet=True)
-    experiment, variables = prepare(config, decoded or workdir, said, data=data)
+    experiment, variables = prepare(config, decoded or workdir, console)
     if config.select == "loss" and "val" not in experiment.data.splits:
         raise UserError("select='loss' chooses the epoch by validation images, and there are none; give data.val, or "
                         "say select=last")  # fmt: skip
@@ -116,13 +115,23 @@ def run(
             stack.enter_context(folders.locked(workdir))
             folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
             folders.claim(workdir, config.to_dict(), overwrite=overwrite)
-            write_choices(workdir, config, choices)
+            if settle is None:
+                write_choices(workdir, config, choices)
             content.keep(decoded or workdir, config.data, experiment.data, experiment.earlier)
             if config.pictures:
                 experiment.save_augmented(workdir / "augmented.png")
         agree_on_folder(workdir)
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
+        kept = None
+        if settle is not None:
+            if config.trackers:
+                with contextlib.suppress(ImportError):  # what takes time is over when time is counted
+                    console_lib.load_writers()
+            experiment, choices, kept = settle(experiment, variables, choices, workdir)
+            config = experiment.config
+            write_choices(workdir, config, choices)
+            folders.write_json(workdir / folders.CONFIG, config.to_dict())
         writer = console_lib.make_writer(workdir, console, config, first=first)
         stack.callback(writer.close)
         trainer = Trainer(experiment, variables, checkpoints, console, began, workdir, budget)
@@ -130,7 +139,12 @@ def run(
             told = experiment.duplicates.as_dict(experiment.data.source.names)
             console_lib.print_duplicates(console, told, before=True)
         with listen() as trainer.stop.caught:
-            trainer.train(writer)
+            trainer.train(writer, kept)
+        if trainer.last_step < experiment.last_step:
+            why = f"{trainer.last_step:,} of {experiment.last_step:,} updates: the minutes were all but over"
+            choices = (*choices, Choice("stop_after", trainer.last_step, why))
+            if first:
+                write_repeat(workdir, config, choices)
         return finish(trainer, choices)
 
 
@@ -171,6 +185,7 @@ class Trainer:
         self.histories: list[list[dict[str, Any]]] = [[] for _ in experiment.members]
         self.best: list[int | None] = [None] * len(experiment.members)  # the step of the best epoch so far, by member
         self.sums = self.no_sums()
+        self.last_step = experiment.last_step  # a budget may end it earlier
         self.stop = Stop()
         self.began, self.earlier_seconds = began, 0.0
         self.clocks: list[Clock] = []  # one per epoch
@@ -191,6 +206,7 @@ class Trainer:
             self.sums |= {name: np.asarray(values) for name, values in record["sums"].items()}
             self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
             self.features = record.get("features")
+            self.last_step = record.get("last_step", self.last_step)
             self.diverged, vitals = record["diverged"], record.get("diagnostics")
             self.clocks = [Clock(**clock) for clock in record["clocks"]]
             self.x.data.sealed.reads.update(record.get("test_labels", {}))
@@ -227,21 +243,6 @@ class Trainer:
         return {name: np.zeros(len(self.x.members)) for name in names}
 
     @property
-    def last_step(self) -> int:
-        return self.x.config.epochs * self.x.steps_per_epoch
-
-    @property
-    def is_late(self) -> bool:
-        """Whether what is left of a budget is needed for the test."""
-        return self.budget is not None and self.budget.is_over()
-
-    @property
-    def ended_early(self) -> bool:
-        """Whether a budget ended training within an epoch, which has its row."""
-        history = self.histories[0]
-        return bool(history) and history[-1]["step"] == self.step and self.step % self.x.steps_per_epoch > 0
-
-    @property
     def seconds(self) -> float:
         """Since the run began, time between sittings excluded."""
         return self.earlier_seconds + time.perf_counter() - self.began
@@ -249,16 +250,17 @@ class Trainer:
     def one_replica(self) -> TrainState:
         return jax_utils.unreplicate(self.state)
 
-    def train(self, writer: console_lib.Writer) -> None:
-        """All epochs that remain; raises Interrupted as soon as a process was sent a signal and the state is saved."""
+    def train(self, writer: console_lib.Writer, kept: Kept | None = None) -> None:
+        """All epochs that remain, the first phase's on `kept` where given; raises Interrupted as soon as a process was
+        sent a signal and the state is saved."""
         per_epoch = self.x.steps_per_epoch
         for number, phase in enumerate(self.x.phases[0]):
-            if self.step >= phase.last * per_epoch or self.ended_early:
+            if self.step >= min(phase.last * per_epoch, self.last_step):
                 continue
             if number != self.phase:
                 self.enter(number)
             self.evaluators = {}
-            self.kept = keep(
+            self.kept = (number == 0 and kept) or keep(
                 self.x, number, self.state.variables, workdir=self.workdir, console=self.console,
                 pause=self.featured,
             )  # fmt: skip
@@ -270,28 +272,28 @@ class Trainer:
             train_step = guarded(parallel_train_step(step), self.x.batches, config.accumulate)
             self.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
-                if not self.train_epoch(train_step, feed, epoch) and self.stop.signal:
+                if not self.train_epoch(train_step, feed, epoch):
                     self.save()
                     break
+                self.end_if_late()
                 rows = self.close_epoch(epoch)
                 self.save()
                 self.log(rows, writer)
-                if self.stop.asked() or self.is_late:
+                if self.stop.asked() or self.step == self.last_step:
                     break
                 self.foresee_rest()
             if self.step < self.last_step:
                 self.stop_if_asked()
-        if self.step < self.last_step:
-            self.console.print("the minutes are all but over, and it goes more slowly than was measured: training ends "
-                               f"after {self.step:,} of {self.last_step:,} updates; repeat.py has all")  # fmt: skip
+        if self.last_step < self.x.last_step:
+            self.console.print(
+                "the minutes are all but over, and it went more slowly than measured: training ends after "
+                f"{self.last_step:,} of {self.x.last_step:,} updates; so does repeat.py"
+            )
         self.checkpoints.wait()  # while signals are still caught: the last epoch is not to be lost
 
     def featured(self, done: int, of: int) -> bool:
-        """After a batch of features: says how long all will take, once a few have shown it; whether a budget has no
-        time for another view."""
+        """After a batch of features: says how long all will take, once a few have shown it. All views are wanted."""
         self.stop_if_asked()
-        if self.budget is not None:
-            return self.budget.is_enough(done / len(self.x.data.pool))
         self.forecast.features(done, of, tested=len(self.x.data.splits.get("test", ())))
         return False
 
@@ -305,6 +307,11 @@ class Trainer:
         known = [clock.validation for clock in self.clocks if clock.validation][1:]  # the first one compiles
         stops = -(-left // x.steps_per_epoch) * (known[-1] if known else 0.0)
         self.forecast.updates(left, each, stops, self.seconds, tested=len(x.data.splits.get("test", ())))
+
+    def end_if_late(self) -> None:
+        """Makes this update the last one where what is left of a budget is needed for the test."""
+        if self.budget is not None and self.step >= LEAST and self.budget.is_over:
+            self.last_step = self.diagnostics.total = self.step
 
     def stop_if_asked(self) -> None:
         """Leaves, with what was saved last, if a signal came."""
@@ -321,9 +328,9 @@ class Trainer:
         self.state, self.phase = replicate(state.replace(opt_state=opt_state)), phase
 
     def train_epoch(self, train_step: Callable[..., Any], feed: Feed | JointFeed, epoch: int) -> bool:
-        """Steps from where the state stands to the end of `epoch`; False if a signal came before that."""
-        x = self.x
-        done, of = self.step % x.steps_per_epoch, x.steps_per_epoch
+        """Steps from where the state stands to the end of `epoch` or of training; False if a signal came before."""
+        x, first = self.x, epoch * self.x.steps_per_epoch
+        done, of = self.step - first, min(x.steps_per_epoch, self.last_step - first)
         batches = prefetch(itertools.islice(endless(feed, x.replicas, start=self.step), of - done))
         sums: list[Any] = []
         per_pass = num_batches(feed.count, feed.batch_size)
@@ -346,7 +353,8 @@ class Trainer:
                 advance(done, of, clock.words)
                 seen = min(feed.batch_size, feed.count - (self.step - 1) % per_pass * feed.batch_size)
                 yield metrics, seen, self.step - 1
-                if (self.stop.signal or self.is_late) and done < of:
+                self.end_if_late()
+                if self.step == self.last_step or (self.stop.signal and done < of):
                     return
 
         title, last = f"epoch {epoch + 1}/{x.config.epochs}", time.perf_counter()
@@ -365,7 +373,7 @@ class Trainer:
                     self.foresee_rest()
                 self.first_step = self.first_step or self.seconds
         self.take_in(sums)
-        return done == of
+        return done == of or self.step == self.last_step
 
     def take_in(self, sums: list[Any]) -> None:
         """Adds the metrics of updates to the epoch's, and empties the list."""
@@ -447,6 +455,7 @@ class Trainer:
             "seconds": self.seconds,
             "first_step": self.first_step,
             "features": self.features,
+            "last_step": self.last_step,
             "diverged": self.diverged,
             "diagnostics": self.diagnostics.record,
             "clocks": [dataclasses.asdict(clock) for clock in self.clocks],

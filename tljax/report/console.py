@@ -157,6 +157,13 @@ def check_trackers(names: Sequence[str]) -> None:
                 raise UserError(f"trackers={tuple(names)}: {package} is not installed; pip install -e '.[{name}]'")
 
 
+def load_writers() -> Any:
+    """Imports clu's writers, and TensorFlow with them, which takes seconds. Raises ImportError."""
+    with importing():
+        from clu import metric_writers
+    return metric_writers
+
+
 def make_writer(workdir: Path, console: Console, config: Any, *, first: bool) -> Writer:
     """clu's writers, to TensorBoard and the log, and to the trackers that the config names.
 
@@ -168,8 +175,7 @@ def make_writer(workdir: Path, console: Console, config: Any, *, first: bool) ->
     if not first or not config.trackers:
         return _NoWriter()
     try:
-        with importing():
-            from clu import metric_writers  # imports TensorFlow
+        metric_writers = load_writers()
     except ImportError as error:
         console.print(f"TensorBoard is off: {error.name or 'clu'} is not installed; metrics.csv has the same numbers")
         return _NoWriter()
