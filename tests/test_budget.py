@@ -84,13 +84,14 @@ class Now:
         return self.seconds
 
 
-def views_made(minutes, *, image=0.02, images=1000, free=True, update=0.01, without=40.0):
+def views_made(minutes, *, image=0.02, images=1000, free=True, update=0.01, without=40.0, said=None):
     """How many views there are when `Views` has enough, where each image takes `image` seconds and a program 2."""
     now = Now()
     now.seconds = 20.0
     decide = Views(
         Budget(minutes, 0.0, now), images, lambda _image, _compiled, n: 20 + n * update,
-        lambda _image, _compiled: without, updates=(LEAST, 300), free=free,
+        lambda _image, _compiled: without, updates=(LEAST, 300), views=8, free=free,
+        tell=[].append if said is None else said.append,
     )  # fmt: skip
     done, now.seconds = 0, now.seconds + 2
     for view in range(1, 9):
@@ -117,11 +118,15 @@ def test_one_view_more_where_much_time_would_lie_idle():
 def test_no_view_where_updates_through_the_network_are_sooner_done():
     with pytest.raises(TooSlow):
         views_made(1, images=10_000)
-    assert views_made(1, images=10_000, without=300) == 1  # too little, but that would take longer
+    said = []
+    assert views_made(1, images=10_000, without=300, said=said) == 1  # too little, but that would take longer
+    assert said == ["1 minutes are too little: the least that can be done takes about 4 minutes"]
 
 
 def test_a_users_views_stand():
-    assert views_made(0.1, images=10_000, free=False) == 8
+    said = []
+    assert views_made(1, images=10_000, free=False, said=said) == 8
+    assert said == ["1 minutes are too little: the least that can be done takes about 27 minutes"]
 
 
 def test_a_budget_is_over_while_there_is_time_for_the_test():

@@ -26,7 +26,7 @@ from tljax.train import fresh_state
 
 AIM = 0.95  # share of the minutes that is planned for
 UNDER, OVER = 0.8, 1.05  # where less than the first would be used, one more view may take up to the second
-MOST = 1.1  # share that updates on features may take up to, where views took longer than they seemed to
+MOST = 1.1  # share up to which all of the recipe's updates are worth more than an early end
 TIMED, LONG = 3, 5.0  # batches that are timed after the first one, unless they take so many seconds
 CACHED = 0.4  # share of a program's first call that it takes again, where JAX keeps programs on disk
 FORWARD = 1 / 3  # of an update: no way back
@@ -104,7 +104,8 @@ class Views:
 
     def __init__(
         self, budget: Budget, images: int, later: Callable[[float, float, int], float],
-        without: Callable[[float, float], float], *, updates: tuple[int, int], free: bool,
+        without: Callable[[float, float], float], *, updates: tuple[int, int], views: int, free: bool,
+        tell: Callable[[str], None],
     ):  # fmt: skip
         """
         Args:
@@ -113,10 +114,14 @@ class Views:
           later: (`image`, `compiled`, updates) -> seconds of all that comes after the features.
           without: (`image`, `compiled`) -> the same of the fewest updates, where no view is kept.
           updates: the fewest, and the recipe's.
+          views: the recipe's number, or the user's.
           free: whether the number of views is not the user's.
+          tell: told once, as soon as it is known, that minutes are too few.
         """
         self.budget, self.images, self.later, self.without = budget, images, later, without
-        self.updates, self.free = updates, free
+        self.updates, self.free, self.tell = updates, free, tell
+        self.least = images * (1 if free else views)
+        self._told = False
         self.image = self.compiled = 0.0
         self._times = [(budget.elapsed, 0)]
 
@@ -128,13 +133,20 @@ class Views:
         (began, _), (first, warm), *_ = self._times
         self.image = (now - first) / (done - warm) if done > warm else (now - began) / done
         self.compiled = max(0.0, first - began - warm * self.image)
+        seconds, seen, (least, wanted) = self.budget.seconds, (self.image, self.compiled), self.updates
+        if TIMED * warm < done < self.least and not self._told:
+            shortest, without = (self.least - done) * self.image + self.later(*seen, least), self.without(*seen)
+            drops = self.free and without < shortest
+            if now + shortest > OVER * seconds:
+                needed = now + (without if drops else shortest)
+                if needed > MOST * seconds:
+                    self._told = True
+                    self.tell(f"{self.budget.minutes:g} minutes are too little: the least that can be done takes about "
+                              f"{in_words(needed)}")  # fmt: skip
+                if drops:
+                    raise TooSlow
         if not self.free:
             return False
-        seconds, seen, (least, wanted) = self.budget.seconds, (self.image, self.compiled), self.updates
-        if TIMED * warm < done < self.images:
-            shortest = (self.images - done) * self.image + self.later(*seen, least)
-            if now + shortest > OVER * seconds and self.without(*seen) < shortest:
-                raise TooSlow
         later = self.later(*seen, wanted)
         idle = now + later < UNDER * seconds
         return now + self.images * self.image + later > (OVER if idle else AIM) * seconds
@@ -169,7 +181,7 @@ def settle(
             budget, len(x.data.pool),
             lambda image, compiled, n: pace.val * image + pace.costs(image, compiled).total(n, config.epochs),
             lambda image, compiled: pace.val * image + pace.costs(image, compiled, dropped=True).total(least, 1),
-            updates=(least, wanted), free=free,
+            updates=(least, wanted), views=x.views, free=free, tell=console.print,
         )  # fmt: skip
         state, dropped = replicate(fresh_state(x, 0, variables)), False
         try:
@@ -181,7 +193,7 @@ def settle(
     made = kept.splits["train"].values.shape[1] if kept and "train" in kept.splits else 0
     settled, updates = fit(
         choices, config, costs, budget.elapsed, views=(made, x.views), per_pass=x.steps_per_pass,
-        minutes=budget.minutes, share=MOST if made else AIM,
+        minutes=budget.minutes,
     )  # fmt: skip
     budget.rest = costs.rest
     if kept and made > (passes := -(-updates // x.steps_per_pass)):  # a view that no pass comes to
@@ -236,7 +248,7 @@ def _updates(x: Experiment, variables: Any, kept: dict[str, Features]) -> Iterat
 
 def fit(
     choices: Sequence[Choice], config: Any, costs: Costs, gone: float,
-    *, views: tuple[int, int], per_pass: int, minutes: float, share: float = AIM,
+    *, views: tuple[int, int], per_pass: int, minutes: float,
 ) -> tuple[tuple[Choice, ...], int]:  # fmt: skip
     """Choices that keep to a budget: of a recipe's updates as many as fit, but `LEAST` in any case.
 
@@ -248,7 +260,6 @@ def fit(
       views: features of how many views of each image there are, and the recipe's number.
       per_pass: updates in which each image comes once.
       minutes: the budget.
-      share: of it that may be used.
 
     Returns:
       The choices in their order, then one called `minutes` that says what is expected; and the updates.
@@ -263,8 +274,11 @@ def fit(
 
     each = length or 1
     least = min(wanted, -(-LEAST // each) * each)
-    time = 60 * share * minutes - gone
-    fits = (n for n in range(wanted, least - 1, -each) if costs.total(n, stops_of(n)) <= time)
+    share = {wanted: MOST}
+    fits = (
+        n for n in range(wanted, least - 1, -each)
+        if gone + costs.total(n, stops_of(n)) <= 60 * minutes * share.get(n, AIM)
+    )  # fmt: skip
     updates = next(fits, least)
     stops = stops_of(updates)
     updates = updates // stops * stops
