@@ -35,6 +35,18 @@ def shorten(parts: Sequence[str], limit: int) -> str:
     return ", ".join(parts[:limit]) + (f" and {len(parts) - limit} more" if len(parts) > limit else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 image', '1,200 images', '3 classes'."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
+def are(count: int) -> str:
+    """The verb of so many: 'is' or 'are'."""
+    return "is" if count == 1 else "are"
+
+
 def few(names: Sequence[str], most: int = 5) -> str:
     """Names in quotes on a line, and how many more there are."""
     return shorten([repr(name) for name in names], most)

@@ -90,7 +90,7 @@ def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
     if budget := trainer.budget:
         final["minutes"] = {"budget": budget.minutes, "seconds": budget.elapsed,
                             "updates": trainer.step, "of": x.last_step}  # fmt: skip
-    console_lib.print_duplicates(trainer.console, final["duplicates"])
+    console_lib.print_without_duplicates(trainer.console, final["duplicates"])
     if jax.process_index() == 0:
         folders.write_json(workdir / folders.RESULT, final)
         discard(workdir)

@@ -1,6 +1,7 @@
 """Images that occur in two splits: the same pixels, or nearly the same picture."""
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -13,16 +14,25 @@ from tljax.data.load import Data
 from tljax.data.pixels import Pixels
 from tljax.memo import is_sharing, shared
 
-# Measured on 2,344 cartoons and 600 photographs. Copies saved again as JPEG of quality 50, halved, darkened or
-# mirrored are all found, 99.6% of those with 2% cut off, 82 to 91% with 5%. 7 of 180,000 pairs of photographs are
-# found, each the same picture; 35 of 2.7 million pairs of cartoons, all but one the same drawing, some in other
-# colours. By the bits alone 23 pairs of cartoons more would be, most of different drawings.
+# A first look, by frequencies of gray, compares all with all. It takes two fruits on white, or two X-rays, for one
+# picture: what is alike in them is the layout. A second look lays the likest over each other, in color.
 BITS = 8  # of 63 that may differ
 CORRELATION = 0.95  # of what the bits are the signs of
+LIKEST = 4  # that are looked at again
+LEFT = 0.02  # of the variance of a picture of 12 x 12, what a sure copy leaves unexplained at most
+CROWD = 0.05  # of the others; where more seem alike, it is their layout
+LEFT_IN_CROWD = 0.003
+UNSURE = 0.02  # of the images; of more that only seem alike, the layout is
+ZOOMS = (1, 0.97, 1.03, 0.95, 1.05)  # a copy may be cut
+LEFT_WITHOUT_ZOOM = 0.1  # beyond which no cut explains it
+GRAY = 3  # levels that the channels of a gray picture may lie apart
 EXAMPLES = 20
 _SIDE, _KEPT = 32, 8
 _BASIS: Any = fft.dct(np.eye(_SIDE, dtype=np.float32), axis=0, norm="ortho")[:_KEPT]
 _BLOCK = 1 << 22  # pairs that are compared at once
+_SECOND_LOOKS = 256  # at once
+_SMALL = 12
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +45,21 @@ class Prints:
       waves: the lowest frequencies of the picture as 32 x 32 grey, of length 1; zeros where it has no contrast; float32
         `[N, 63]`.
       mirrored: those of the mirrored picture.
+      pixels: what they are of.
     """
 
     digests: np.ndarray
     waves: np.ndarray
     mirrored: np.ndarray
+    pixels: Pixels
+    _thumbnails: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+
+    def thumbnails(self, indices: np.ndarray) -> np.ndarray:
+        """float32 `[n, 3, 32, 32]` of 0 to 255; made when asked for, and kept: few images are like another."""
+        for index in set(indices.tolist()) - self._thumbnails.keys():
+            small = Image.fromarray(self.pixels.image(index)).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+            self._thumbnails[index] = np.asarray(small).transpose(2, 0, 1)
+        return np.stack([self._thumbnails[index] for index in indices.tolist()]).astype(np.float32)
 
 
 def prints_of(pixels: Pixels) -> Prints:
@@ -56,7 +76,7 @@ def prints_of(pixels: Pixels) -> Prints:
             grey = Image.fromarray(image).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
             waves[index] = _BASIS @ np.asarray(grey, np.float32) @ _BASIS.T
         turned = waves * np.where(np.arange(_KEPT) % 2, -1, 1).astype(np.float32)
-        return Prints(digests, _of_length_1(waves), _of_length_1(turned))
+        return Prints(digests, _of_length_1(waves), _of_length_1(turned), pixels)
 
     return shared(f"prints {pixels.digest}" if is_sharing() else "", make)
 
@@ -106,22 +126,81 @@ def copies(prints: Prints, images: np.ndarray, others: np.ndarray) -> Copies:
     """Looks for each of `images` among `others`, indices that have none in common."""
     first = {digest: index for index, digest in zip(others[::-1], prints.digests[others[::-1]], strict=True)}
     same = np.array([first.get(digest, -1) for digest in prints.digests[images]], np.int64)
+    exact = same >= 0
     of, least = np.full(len(images), -1, np.int64), np.full(len(images), BITS + 1, np.uint8)
+    left, alike = np.full(len(images), np.inf), np.zeros(len(images), np.int64)
     theirs, bits = prints.waves[others], _bits(prints.waves[others])
     step = max(1, _BLOCK // len(others))
     for begin in range(0, len(images), step):
-        rows = slice(begin, begin + step)
-        for waves in (prints.waves[images[rows]], prints.mirrored[images[rows]]):
+        block = np.arange(begin, min(begin + step, len(images)))
+        pairs = [np.zeros((4, 0), np.int64)]  # position of the image, that of the other, whether mirrored, bits
+        for mirrored, waves in enumerate((prints.waves[images[block]], prints.mirrored[images[block]])):
             differ = np.bitwise_count(_bits(waves)[:, None] ^ bits)
-            if differ.min() > BITS:
-                continue
-            differ[waves @ theirs.T < CORRELATION] = BITS + 1
-            best = differ.argmin(axis=1)
-            fewest = differ[np.arange(len(best)), best]
-            better = fewest < least[rows]
-            of[rows][better], least[rows][better] = others[best[better]], fewest[better]
-    exact = same >= 0
+            rows = np.flatnonzero((differ.min(axis=1) <= BITS) & ~exact[block])
+            likeness = np.where(differ[rows] <= BITS, waves[rows] @ theirs.T, 0)
+            alike[block[rows]] += (likeness >= CORRELATION).sum(axis=1)
+            for row, like in zip(rows, likeness, strict=True):
+                best = np.argpartition(-like, min(LIKEST, len(like)) - 1)[:LIKEST]
+                best = best[like[best] >= CORRELATION]
+                where = np.full_like(best, block[row])
+                pairs.append(np.stack([where, best, np.full_like(best, mirrored), differ[row, best]]))
+        i, j, mirrored, count = np.concatenate(pairs, axis=1)
+        rest = _unexplained(prints, images[i], others[j], mirrored == 1)
+        order = np.argsort(-rest, kind="stable")  # of several the last one stays, which is the likest
+        i, j, count, rest = i[order], j[order], count[order], rest[order]
+        of[i], least[i], left[i] = others[j], count, rest
+    unsure = (of >= 0) & (left > np.where(alike > max(LIKEST - 1, CROWD * len(others)), LEFT_IN_CROWD, LEFT))
+    if unsure.sum() > max(1, UNSURE * len(images)):
+        of[unsure], least[unsure] = -1, BITS + 1
     return Copies(images, np.where(exact, same, of), exact, np.where(exact, 0, least))
+
+
+def _unexplained(prints: Prints, images: np.ndarray, others: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    """What share of each other picture is explained by no change of brightness or contrast, cut or shift, `[n]`."""
+    left = np.ones(len(images))
+    for begin in range(0, len(images), _SECOND_LOOKS):
+        some = slice(begin, begin + _SECOND_LOOKS)
+        own, theirs = prints.thumbnails(images[some]), prints.thumbnails(others[some])
+        own = np.where(mirrored[some, None, None, None], own[..., ::-1], own)
+        gray = np.minimum(_color(own), _color(theirs)) <= GRAY
+        for picture in (own, theirs):  # a gray copy has no color to compare
+            picture[gray] = (picture[gray] * _LUMA).sum(axis=1, keepdims=True)
+        target = (_window(1) @ theirs @ _window(1).T).reshape(len(own), -1)
+        for zoom in ZOOMS:
+            unsure = np.flatnonzero((zoom == 1) | ((left[some] > LEFT_IN_CROWD) & (left[some] < LEFT_WITHOUT_ZOOM)))
+            rest = _residual(_window(zoom) @ own[unsure] @ _window(zoom).T, target[unsure])
+            left[begin + unsure] = np.minimum(left[begin + unsure], rest)
+    return left
+
+
+def _color(pictures: np.ndarray) -> np.ndarray:
+    """How many levels two channels lie apart at most, `[n]`."""
+    return np.abs(np.diff(_window(1) @ pictures @ _window(1).T, axis=1)).max(axis=(1, 2, 3))
+
+
+def _residual(own: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The share of the variance of `target` `[n, 3 * 12 * 12]` that no fit of `own` `[n, 3, 12, 12]` explains."""
+    down, across = np.gradient(own, axis=2), np.gradient(own, axis=3)
+    place = np.linspace(-1, 1, _SMALL, dtype=np.float32)
+    terms = [np.ones_like(own), own, down, across, down * place[:, None], across * place]
+    design = np.stack(terms, axis=1).reshape(len(own), len(terms), target.shape[1])
+    gram = (design @ design.transpose(0, 2, 1)).astype(np.float64) + np.eye(len(terms))
+    fitted = np.linalg.solve(gram, design @ target[:, :, None]).astype(np.float32)
+    rest = target - (fitted.transpose(0, 2, 1) @ design)[:, 0]
+    spread = ((target - target.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    return np.where(fitted[:, 1, 0] > 0, np.minimum((rest**2).sum(axis=1) / np.maximum(spread, 1), 1), 1)
+
+
+@functools.cache
+def _window(zoom: float) -> np.ndarray:
+    """`[12, 32]`: means over the 12 parts of a window of this relative length around the middle of 32 pixels."""
+    edges = _SIDE / 2 * (1 + zoom * np.linspace(-1, 1, _SMALL + 1))[:, None]
+    pixels = np.arange(_SIDE)
+    ends = np.clip(edges - pixels, 0, 1)  # of each pixel, how much lies before an edge
+    ends[:, 0] += np.minimum(edges[:, 0], 0)  # beyond the picture its border goes on
+    ends[:, -1] += np.maximum(edges[:, 0] - _SIDE, 0)
+    parts = np.diff(ends, axis=0)
+    return (parts / parts.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _bits(waves: np.ndarray) -> np.ndarray:

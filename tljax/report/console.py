@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from tljax.errors import UserError, few, shown
+from tljax.errors import UserError, are, counted, few, shown
 from tljax.guest import importing
 
 
@@ -271,23 +271,39 @@ def fit_in_words(fitted: Mapping[str, Any]) -> str:
 
 
 def print_duplicates(console: Console, told: Mapping[str, Any], *, before: bool = False) -> None:
-    """A line for each kind of images that occur in two splits, and for training images with two labels; `before`
-    training without an accuracy."""
+    """A line for each kind of images that occur in two splits, and for training images with two labels.
+
+    Args:
+      console: where to print.
+      told: `duplicates` of result.json.
+      before: whether a training follows, whose accuracy may be too high by them.
+    """
     for split, among in ((name, told[name]) for name in ("validation", "test") if name in told):
         for other, found in among.items():
-            if not (count := found["exact"] + found["near"]):
+            exact, near = found["exact"], found["near"]
+            if not (count := exact + near):
                 continue
-            example = found["examples"][0]
-            words = f"{count:,} of {found['images']:,} {split} images are in {other}, too ({found['exact']:,} with the "
-            words += f"same pixels, {found['near']:,} nearly), such as {example[0]!r} as {example[1]!r}"
+            whole = f" of {counted(found['images'], f'{split} image')}"
+            parts = [f"{exact:,}{whole} {are(exact)} in {other}, too"] * bool(exact)
+            what = "" if exact else whole
+            parts += [f"{near:,}{what} look{'s' * (near == 1)} nearly the same as one in {other}"] * bool(near)
+            image, copy, _ = found["examples"][0]
+            words = f"{'; '.join(parts)}; such as {image!r} as {copy!r}"
             if other == "train" and before:
-                some = count < found["images"]
-                words += f"; {split} accuracy may be too high by them" + "; it will be told without them, too" * some
-                if found["near"]:
+                some = "it will be told without them, too" if count < found["images"] else f"no {split} image is left"
+                words += f"; {split} accuracy may be too high by them; {some}"
+                if near:
                     words += "; what is only nearly the same may be another picture of one layout: look at some"
-            elif other == "train" and (rest := told.get("without", {}).get(split)):
-                words += f"; accuracy without them {percent(rest['correct'], rest['seen'], rest['interval95'])}"
             console.print(words, markup=False)
     if names := told["contradictions_in_train"]:
-        console.print(f"{len(names):,} training images have the pixels of one with another label, such as {names[0]!r}",
-                      markup=False)  # fmt: skip
+        have = f"{counted(len(names), 'training image')} {'has' if len(names) == 1 else 'have'}"
+        console.print(f"{have} the pixels of one with another label, such as {names[0]!r}", markup=False)
+
+
+def print_without_duplicates(console: Console, told: Mapping[str, Any]) -> None:
+    """A line for each accuracy without the images that are in train, too, which were named before the training."""
+    for split, rest in told.get("without", {}).items():
+        if rest:
+            count = told[split]["train"]["exact"] + told[split]["train"]["near"]
+            accuracy = percent(rest["correct"], rest["seen"], rest["interval95"])
+            console.print(f"{split} accuracy without {count:,} that {are(count)} or may be in train, too: {accuracy}")
