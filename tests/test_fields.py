@@ -109,3 +109,18 @@ def test_a_value_of_a_population_or_phase_is_told_as_it_was_typed(name, value, w
         check(config) or outline(config)
     assert words in str(caught.value)
     assert "optimizer." not in str(caught.value).replace("population.optimizer", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data.size", 100_000),
+        ("data.resize", 100_000),
+        ("model.blocks", (100_000,)),
+        ("batch_size", 10**9),
+        ("cache.views", 10**6),
+    ],
+)
+def test_numbers_that_would_hang_or_fill_a_machine_are_refused(name, value):
+    with pytest.raises(UserError, match=f"{name}=.* is too large; it is at most"):
+        check_fields(with_fields(common.get_config(), {name: value}))

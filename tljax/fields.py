@@ -108,7 +108,21 @@ def check_fields(config: Any, *, opened: Iterable[str] = ()) -> None:
         several = given[name] if isinstance(given[name], tuple | list) else [given[name]]
         if not all(_is_finite(one) for one in several):
             raise UserError(f"{name}={told(given[name])} is not a finite number that 64 bits hold")
+        most, why = _MOST.get(name, (math.inf, ""))
+        if any(isinstance(one, numbers.Real) and float(one) > most for one in several):
+            raise UserError(f"{name}={told(given[name])} is too large; it is at most {most:,}{why}")
 
+
+_MOST: dict[str, tuple[int, str]] = {
+    "data.size": (8192, "; beyond, an image takes over 0.8 GB"),
+    "data.resize": (16384, "; beyond, an image takes over 0.8 GB"),
+    "model.blocks": (100, " per layer"), "model.width": (16384, ""), "model.outputs": (1_000_000, ""),
+    "batch_size": (1_000_000, ""), "semi.batch_size": (1_000_000, ""), "accumulate": (1_000_000, ""),
+    "epochs": (10_000_000, ""), "semi.teacher_epochs": (10_000_000, ""), "semi.rounds": (1000, ""),
+    "augment.copies": (10_000, ""), "cache.views": (10_000, ""), "augment.turns": (100, ""),
+    "augment.rand_ops": (100, ""), "semi.strong_ops": (100, ""), "augment.blur": (1023, ""), "data.workers": (4096, ""),
+}  # fmt: skip
+"""What is beyond any use, and would hang a plan or take the machine's memory."""
 
 _KINDS: dict[type, str] = {
     int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "values in brackets",
