@@ -195,6 +195,15 @@ def test_other_images_are_evaluated_as_the_runs_own_were(run, photos, tmp_path):
     assert [name for name, _ in again.skipped] == ["red/broken.png"]
 
 
+def test_a_picture_under_two_labels_is_said(run, photos, tmp_path):
+    picture = next((photos / "red").iterdir()).read_bytes()
+    for name in ("red", "green"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same.png").write_bytes(picture)
+    said = str(tljax.evaluate(run, tmp_path))
+    assert said.endswith("1 picture lies under two labels, such as 'green/same.png' and 'red/same.png'")
+
+
 def test_some_of_the_classes_in_another_order_will_do(run, tmp_path):
     for name, colour in (("red", (220, 90, 90)), ("green", (90, 220, 90))):
         (tmp_path / name).mkdir()

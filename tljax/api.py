@@ -32,7 +32,7 @@ from tljax.data.folder import ASK, open_labeled
 from tljax.data.load import check_labels, listing_once, named_folders, open_data, open_source
 from tljax.data.pixels import content_of
 from tljax.data.source import Source
-from tljax.errors import UserError, few, one_line, shorten, told
+from tljax.errors import UserError, counted, few, one_line, shorten, told
 from tljax.evaluation import FITTED, by_class, chose_epoch, confusion, images_in_words, reliability
 from tljax.experiment import head_outputs, outline, plans_of
 from tljax.fields import SOURCES, check_fields, config
@@ -405,10 +405,23 @@ def evaluate(
         calibration = reliability(logits, labels) | {"scaled": scaled}
     names = tuple(pictures[i].name for i in right)
     digests = [contents[int(indices[i])] for i in right]
+    notes += _two_labels(digests, labels, names)
     return _evaluation(
         run, names, logits, labels, calibration, skipped=(*source.skipped, *bad), unknown=unknown, notes=notes,
         **_met(run, digests, source.spec, names),
     )  # fmt: skip
+
+
+def _two_labels(digests: Sequence[bytes], labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A note where one file lies under several labels: at most one of them can be right."""
+    by_label: dict[bytes, dict[int, str]] = {}
+    for digest, label, name in zip(digests, labels.tolist(), names, strict=True):
+        by_label.setdefault(digest, {}).setdefault(label, name)
+    both = [list(found.values()) for found in by_label.values() if len(found) > 1]
+    if not both:
+        return []
+    lie = "lies" if len(both) == 1 else "lie"
+    return [f"{counted(len(both), 'picture')} {lie} under two labels, such as {both[0][0]!r} and {both[0][1]!r}"]
 
 
 def _labeled(run: Run, images: Any) -> Source:
