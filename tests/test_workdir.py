@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import common, folder
 from tests import tiny
+from tljax import runs
 from tljax import workdir as folders
 from tljax.errors import UserError
 
@@ -154,3 +156,15 @@ def test_a_home_is_filled_in_and_any_other_tilde_is_a_name(monkeypatch, tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folders.named("~/run") == tmp_path / "run"
     assert folders.named("~nobody-of-that-name/run") == Path("~nobody-of-that-name/run")
+
+
+def test_a_folder_of_another_run_is_refused_before_anything_is_chosen(tmp_path, capsys):
+    config = folder.get_config()
+    config.data.source = f"folder:{tmp_path}/nowhere"  # would be refused while choosing
+    folders.claim(tmp_path / "run", common.get_config().to_dict())
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("")
+    for name, words in (("run", "holds a run of another config"), ("notes", "has files in it but no run")):
+        with pytest.raises(UserError, match=words):
+            runs.run(config, tmp_path / name)
+    assert not capsys.readouterr().out

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -232,13 +232,16 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def check_free(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+def check_free(
+    workdir: Path, config: Mapping[str, Any], *, overwrite: bool = False, opened: Collection[str] = ()
+) -> None:
     """Looks whether a run may start, or go on, in a folder; touches nothing.
 
     Args:
       workdir: may be missing.
       config: the whole config, as plain values.
       overwrite: whether another run there may be thrown away.
+      opened: fields that are yet to be chosen, and are not compared.
 
     Raises:
       UserError: when the folder holds a finished run, a run of another config, or something else.
@@ -257,7 +260,7 @@ def check_free(workdir: Path, config: Mapping[str, Any], *, overwrite: bool = Fa
     if (workdir / CONFIG).exists():
         read_config(workdir)  # somebody else's config.json is not ours to throw away
         if not overwrite:
-            _same_run(workdir, config)
+            _same_run(workdir, config, opened)
     elif workdir.exists() and {p.name for p in workdir.iterdir() if p.suffix != ".part"} - {SPILL, LOCK}:
         raise UserError(f"--workdir={workdir} has files in it but no run; give an empty folder or a new name")
     if overwrite or not (workdir / RESULT).exists():
@@ -310,14 +313,14 @@ def _follow(workdir: Path, config: Mapping[str, Any]) -> None:
         write_json(workdir / CONFIG, there | {"data": there["data"] | here})
 
 
-def _same_run(workdir: Path, config: Mapping[str, Any]) -> None:
+def _same_run(workdir: Path, config: Mapping[str, Any], opened: Collection[str]) -> None:
     old, new = flatten(read_config(workdir)), flatten(json.loads(json.dumps(config)))
     done, moved = read_result(workdir) is not None, _moved(workdir, old, new)
     free = FREE if done and moved is None else (*FREE, *PLACES)
     other_kind = _kind(old.get("data.source")) != _kind(new.get("data.source"))
     changed = [
         f"{k}: {old.get(k)!r} there, {new.get(k)!r} now"
-        for k in sorted(old.keys() | new.keys())
+        for k in sorted((old.keys() | new.keys()) - set(opened))
         if old.get(k) != new.get(k) and (k not in free or (k == "data.source" and other_kind))
     ]
     if changed:
