@@ -85,7 +85,7 @@ def test_rows_and_table(finished):
     tiny = markdown(found, scale="tiny")
     assert "TINY" in tiny
     assert "The report:" not in tiny
-    assert "difference" not in tiny
+    assert "minus published" not in tiny
     text = markdown(found, scale="full")
     assert "| head | 50.0 % (40.4 to 59.6) |" in text
     assert "- layer4 too: one rate" in text
@@ -101,12 +101,14 @@ def test_rows_are_compared_with_the_baseline_seed_by_seed(finished):
     found = collect(study, runs, jobs, folder)
     (first, second), (head, body) = found.rows, grid(found)
     gains = np.subtract(second.values("test"), first.values("test"))
-    half = 12.706 * gains.std(ddof=1) / np.sqrt(2)  # Student's, with one degree of freedom
-    column = head.index("minus head, seed by seed (95%)")
-    ends = (gains.mean() - half, gains.mean() + half)
+    column = head.index("minus head (95% over seeds and images)")
+    ends = found.difference("layer4 too", "head", "test").interval
+    assert ends[0] + ends[1] == pytest.approx(2 * gains.mean())
+    assert ends[1] - ends[0] > 2 * 12.7 * gains.std(ddof=1) / np.sqrt(2)  # Student's, with one degree of freedom
     assert body[0][column] == ""
     assert body[1][column] == "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * v for v in (gains.mean(), *ends)))
-    assert not any("seed by seed" in title for title in grid(collect(SMALL, runs, jobs, folder))[0])
+    assert "- Against head: not decided: layer4 too (" in markdown(found, scale="full")
+    assert not any("minus head" in title for title in grid(collect(SMALL, runs, jobs, folder))[0])
     assert study.narrowed(["layer4 too"], {}).baseline == ""
 
 
@@ -117,9 +119,12 @@ def test_transfer_is_named_and_shown(finished):
     study = dataclasses.replace(SMALL, transfers=(("layer4 too", "head"),), shown=("head", "layer4 too"), smooth=5)
     found = collect(study, runs, jobs, folder)
     gain = 100 * (found.rows[1].mean("test") - found.rows[0].mean("test"))
-    words = next(line for line in markdown(found, scale="full").splitlines() if "over head (p" in line)
-    assert words.startswith(f"- layer4 too: {gain:+.2f} points of test accuracy over head (p ")
-    assert words.endswith((": transfer helps.", ": negative transfer.", ": not larger than noise."))
+    words = next(line for line in markdown(found, scale="full").splitlines() if "minus that of head" in line)
+    assert words.startswith(f"- layer4 too, test accuracy minus that of head: {gain:+.2f} points, 95% ")
+    assert words.endswith((": transfer helps.", ": negative transfer.", ": not decided."))
+    one = dataclasses.replace(found, rows=tuple(dataclasses.replace(row, found=row.found[:1]) for row in found.rows))
+    words = next(line for line in markdown(one, scale="full").splitlines() if "minus that of head" in line)
+    assert words.endswith(": on these two networks; seeds unknown.")
     text = page(found, scale="tiny")
     assert text.count("Its most confident mistakes") == 2
     assert "The same images with and without pretrained weights" in text

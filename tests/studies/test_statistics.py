@@ -62,13 +62,59 @@ def test_mcnemar_is_right_about_noise():
     assert sum(found) <= 12
 
 
-def test_over_seeds_is_students_paired_test():
-    first, second = {0: 0.8, 1: 0.84, 2: 0.9}, {2: 0.85, 1: 0.83, 0: 0.78, 3: 0.1}
-    expected = stats.ttest_rel([0.8, 0.84, 0.9], [0.78, 0.83, 0.85]).pvalue
-    assert statistics.paired_over_seeds(first, second) == pytest.approx(expected)
-    assert statistics.paired_over_seeds(first, {0: 0.7}) is None
-    assert statistics.paired_over_seeds(first, first) == 1.0
-    assert statistics.paired_over_seeds({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5}) is None
+def test_over_seeds_alone_it_is_students_paired_test():
+    first, second = np.array([0.8, 0.84, 0.9]), np.array([0.78, 0.83, 0.85])
+    found, expected = statistics.paired(first - second, 0.0), stats.ttest_rel(first, second)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-3)
+    assert found.interval == pytest.approx(expected.confidence_interval(0.95), rel=1e-3)
+    two_sided = stats.ttest_1samp(first - second, 0.05).pvalue
+    assert found.p_within(0.05) == pytest.approx(two_sided / 2, rel=1e-3)
+
+
+def test_over_images_alone_it_is_normal():
+    found = statistics.Difference(0.03, 0.0, 0.01**2, 5)
+    assert found.p_value == pytest.approx(2 * stats.norm.sf(3))
+    assert found.interval == pytest.approx((0.03 - 0.0196, 0.03 + 0.0196), abs=1e-5)
+
+
+def test_both_noises_are_those_of_their_sum():
+    """Held against draws of Student's t and a normal variable."""
+    rng = np.random.default_rng(0)
+    drawn = 0.8 * rng.standard_t(2, 200_000) + 0.6 * rng.standard_normal(200_000)
+    found = statistics.Difference(3.0, 0.64, 0.36, 3)
+    assert found.tail(3.0) == pytest.approx(np.mean(drawn >= 3.0), rel=0.02)
+    assert found.tail(-3.0) == pytest.approx(np.mean(drawn >= -3.0), rel=0.02)
+    assert found.p_beyond(2.0) == pytest.approx(np.mean(np.abs(drawn + 2.0) >= 3.0), rel=0.02)
+
+
+def test_noise_that_was_not_seen_is_not_known():
+    found = statistics.paired([0.25, 0.25, 0.25], 0.0)
+    assert found.p_value == 1.0
+    assert found.interval is None
+
+
+def test_variance_over_images_is_what_seeds_share():
+    """The same answers for every seed: all of it. Luck of single runs is in the variance over seeds already."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random((1, 400)) < 0.85, rng.random((1, 400)) < 0.8
+    single = statistics.variance_over_images(first, second)
+    plain = np.var(first.astype(float) - second, ddof=1) / 400
+    assert single == pytest.approx(plain, rel=0.03)
+    assert statistics.variance_over_images(np.repeat(first, 3, 0), np.repeat(second, 3, 0)) == pytest.approx(single)
+    luck = statistics.variance_over_images(rng.random((3, 400)) < 0.85, rng.random((3, 400)) < 0.8)
+    assert luck < plain / 5
+    assert statistics.variance_over_images(first, first) > 0
+
+
+def test_a_published_run_has_the_noise_of_a_run():
+    """Table VI's SGD: three runs between 70 and 75%, published 66.08%."""
+    runs = 0.7249 + 0.02576 * np.array([-1, 0, 1])
+    expected = 2 * stats.t.sf(0.0641 / (0.02576 * np.sqrt(4 / 3)), 2)
+    found = statistics.one_more_run(runs, 0.6608, 0.0)
+    assert found.p_value == pytest.approx(expected, rel=1e-3)
+    assert found.p_value == pytest.approx(0.164, abs=0.001)
+    assert statistics.one_more_run(runs, 0.6608, 0.01**2).p_value > found.p_value
+    assert statistics.one_more_run(runs[:1], 0.6608, 0.01**2) is None
 
 
 def test_holm_by_hand():

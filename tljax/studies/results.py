@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import statistics as numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,7 @@ from tljax.studies.study import Cell, Study
 from tljax.workdir import RESULT, read_arrays, read_result
 
 Result = dict[str, Any]
-PValues = dict[tuple[str, str], float]
 AGAIN = "to run it again, delete"
-NOTHING = (np.empty(0), np.empty((0, 0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +152,28 @@ class Row:
 
         None where nothing of it was answered, or seeds had different images.
         """
-        found = [f.predictions(split) for f in self.found if f.result[SPLITS[split]]]
+        found = [f.predictions(split) for f in self.answered(split)]
         if not found or any(not np.array_equal(one.names, found[0].names) for one in found[1:]):
             return None
         return found[0].names, np.stack([predictions(one.logits) == one.labels for one in found])
+
+    def answered(self, split: str) -> list[Found]:
+        """Runs that answered a split, in the order of seeds."""
+        return [f for f in self.found if f.result[SPLITS[split]]]
+
+    def same_images(self, name: str) -> float:
+        """The share of our test images, in a measure, that any other run of this protocol has too.
+
+        1 of official splits; of random ones the share of all images that is tested; 0 where that is not known.
+        """
+        result, counts = self.found[0].result, self.counts(name)
+        data = result["config"]["data"]
+        if data["split"] == "official" and name != "validation":
+            return 1.0
+        parts = [result[split]["seen"] for split in SPLITS.values() if result[split]]
+        if counts is None or data.get("labels", "all") not in ("", "all"):
+            return 0.0
+        return counts[1] / (result["train"]["images"] + sum(parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,45 +182,47 @@ class Findings:
 
     study: Study
     rows: tuple[Row, ...]
-    _kept: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _kept: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @functools.cached_property
-    def paired(self) -> "PValues":
-        """P-values of all pairs of our rows that were tested on the same images, corrected for their number (Holm)."""
-        names = [row.cell.name for row in self.rows]
-        return self.compare("test", tuple(itertools.combinations(names, 2)))
+    def measure(self) -> str:
+        """In what all rows are compared: `test`, and where nothing was tested, `validation`."""
+        return "test" if any(row.tested for row in self.rows) else "validation"
 
-    def _right(self, split: str) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
-        """`Row.right` of every row; the files are read once for all that is compared."""
-        if split not in self._kept:
-            self._kept[split] = {row.cell.name: row.right(split) for row in self.rows}
-        return self._kept[split]
-
-    def over_seeds(self, a: str, b: str, name: str) -> float | None:
-        """The p-value that two rows are equally good over seeds, in a measure; None where they share fewer than two."""
-        return statistics.paired_over_seeds(self.row(a).by_seed(name), self.row(b).by_seed(name))
-
-    def differences(self, a: str, b: str, name: str) -> list[float]:
-        """A measure of the first row minus that of the second, for every seed that both have."""
+    def difference(self, a: str, b: str, name: str) -> statistics.Difference | None:
+        """By how much a row is higher than another in a measure, over the seeds that both have; None where none is."""
         first, second = self.row(a).by_seed(name), self.row(b).by_seed(name)
-        return [value - second[seed] for seed, value in first.items() if seed in second]
+        seeds = [seed for seed in first if seed in second]
+        if not seeds:
+            return None
+        return statistics.paired([first[s] - second[s] for s in seeds], self._over_images(a, b, name, seeds))
 
-    def gain(self, a: str, b: str, name: str) -> float | None:
-        """By how much the first of two rows is higher in a measure; None where one has not run."""
-        ours, others = self.row(a).mean(name), self.row(b).mean(name)
-        return None if ours is None or others is None else ours - others
+    def _over_images(self, a: str, b: str, name: str, seeds: Sequence[int]) -> float:
+        """Variance of a difference over test images: from the answers to the same ones, else of independent ones."""
+        split = {"test": "test", "validation": "val"}.get(name)
+        if split:
+            first, second = self._right(a, split), self._right(b, split)
+            if first and second and np.array_equal(first[0], second[0]):
+                return statistics.variance_over_images(*(np.stack([of[1][s] for s in seeds]) for of in (first, second)))
+        total = 0.0
+        for row in (self.row(a), self.row(b)):
+            counts = row.counts("validation" if name.startswith("validation@") else name)
+            accuracy = row.mean(name)
+            if counts and accuracy is not None:
+                total += statistics.binomial_variance(accuracy, counts[1])
+        return total
+
+    def _right(self, name: str, split: str) -> tuple[np.ndarray, dict[int, np.ndarray]] | None:
+        """`Row.right` by seed; the files are read once for all that is compared."""
+        if (name, split) not in self._kept:
+            row = self.row(name)
+            right = row.right(split)
+            seeds = [found.run.seed for found in row.answered(split)]
+            self._kept[name, split] = right and (right[0], dict(zip(seeds, right[1], strict=True)))
+        return self._kept[name, split]
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.cell.name == name)
-
-    def compare(self, split: str, pairs: Iterable[tuple[str, str]]) -> "PValues":
-        """P-values of pairs of rows that answered the same images of a split, corrected for their number (Holm)."""
-        values, right = {}, self._right(split)
-        for a, b in pairs:
-            (names, first), (others, second) = right[a] or NOTHING, right[b] or NOTHING
-            if len(names) and np.array_equal(names, others):
-                values[a, b] = statistics.mcnemar(first, second)
-        return statistics.holm(values)
 
 
 def collect(study: Study, runs: Sequence[Run], jobs: Sequence[Job], folder: Path) -> Findings:

@@ -52,7 +52,6 @@ STUDIES = (
         cells=tuple(Cell(f"{rate:g}", {"optimizer.lr": rate}) for rate in RATES),
         needs=NEEDS,
         measures=("validation", "test"),
-        seeds=1,
         differences=(*DIFFERENCES, "the figure has no numbers; the rates around its 5e-5 are ours"),
         claims=(
             Claim(
@@ -72,7 +71,6 @@ STUDIES = (
         cells=tuple(Cell(name, {"transfer.train": groups}) for name, groups in GROUPS.items()),
         needs=NEEDS,
         measures=("validation", "test"),
-        seeds=1,
         differences=(
             *DIFFERENCES,
             "the figure has no numbers, and the report numbers no Figure 2 among its captions: two "
@@ -105,7 +103,6 @@ STUDIES = (
         ),
         needs=NEEDS,
         measures=("validation@1", "validation", "test"),
-        seeds=1,
         differences=(*DIFFERENCES, "the figure has no numbers; its caption in the text says Figure 3"),
         claims=(
             Claim(
@@ -148,7 +145,6 @@ STUDIES = (
         ),
         needs=NEEDS,
         measures=("test", "validation"),
-        seeds=1,
         differences=DIFFERENCES,
         claims=(
             Claim(
@@ -186,7 +182,6 @@ STUDIES = (
         ),
         needs=(NEEDS[0], "ImageNet weights of ResNet-18, -34, -50, -152"),
         test_size=TEST_SIZE,
-        seeds=1,
         differences=(
             *DIFFERENCES,
             "the 93.5% are of the report's final model, for which batch norm was trained in all layers, it says, and "
@@ -209,7 +204,6 @@ STUDIES = (
         cells=(Cell("final layer", published={"test": "99.51%"}),),
         needs=NEEDS,
         test_size=TEST_SIZE,
-        seeds=1,
         differences=(*DIFFERENCES, "what was trained, and at which rate, the report does not say of this number"),
     ),
     Study(
@@ -221,7 +215,6 @@ STUDIES = (
         cells=tuple(Cell(f"fold {i + 1} of 5", {"data.split": f"kfold:5:{i}"}) for i in range(5)),
         needs=NEEDS,
         measures=("validation", "test"),
-        seeds=1,
         differences=(*DIFFERENCES, "the report proposes it and has no numbers"),
     ),
 )

@@ -280,7 +280,6 @@ STUDIES = (
         ),
         needs=NEEDS,
         measures=("seconds", "test"),
-        seeds=1,
         differences=(
             *DIFFERENCES,
             "another machine: only the ratios of seconds can be compared; features are not kept, as in the report",

@@ -97,7 +97,6 @@ STUDIES = (
         needs=("Stanford Dogs (stanford-dogs)", "cats vs dogs (cats-vs-dogs)"),
         measures=("validation",),
         differences=DIFFERENCES,
-        seeds=1,
         transfers=tuple((cell.name, SCRATCH) for cell in TRANSFERRED),
         test_size=TEST_SIZE,
         claims=(
@@ -130,7 +129,6 @@ STUDIES = (
         measures=("validation@1", "validation"),
         smooth=5,
         differences=DIFFERENCES,
-        seeds=1,
         claims=tuple(
             Claim(
                 "the initial accuracy is better in all six experiments than in the baseline",

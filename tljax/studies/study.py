@@ -42,6 +42,11 @@ class Cell:
         return f"{self.name}: {told or 'as above'}" + (f"; published: {published}" if published else "")
 
 
+MARGIN = 0.02
+"""Two points of accuracy: rows no further apart are equally good, unless a claim has a margin of its own. The reports
+call 1.5 points (001, Table 1) and up to 3.8 (002, Tables II to VII) equal."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """What a report says in words: one row is better than others.
@@ -52,6 +57,7 @@ class Claim:
       than: the cells than which it is higher.
       measure: in what.
       alike: it says instead that they are equally good.
+      margin: up to which difference they are, in the measure's own unit; accuracies are shares.
     """
 
     text: str
@@ -59,6 +65,7 @@ class Claim:
     than: tuple[str, ...]
     measure: str = "test"
     alike: bool = False
+    margin: float = MARGIN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Study:
       claims: what the report concludes.
       test_size: how many images the published accuracies of the first measure are of; None where they do not say.
       differences: where all rows leave the report's protocol, or fill a gap in it.
-      seeds: how many are run unless the command says otherwise.
+      seeds: how many are run unless the command says otherwise; at least 3, as fewer decide nothing.
       transfers: pairs of cells, with pretrained weights and without, that are alike in all else.
       shown: the cells whose mistakes the page shows; the best one's if empty.
       smooth: over how many epochs the curves are moving means.
@@ -107,6 +114,7 @@ class Study:
         named = {name for claim in self.claims for name in (claim.better, *claim.than)}
         named |= {*self.shown, *itertools.chain(*self.transfers), *([self.baseline] if self.baseline else [])}
         assert named <= set(names), self.name
+        assert self.seeds >= 3, f"{self.name} can decide nothing by default"
 
     @property
     def protocol(self) -> tuple[str, ...]:

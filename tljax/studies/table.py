@@ -10,8 +10,8 @@ from tljax.studies.scales import SCALES
 from tljax.studies.study import Look, Study, number
 
 NOT_CORRECTED = (
-    "P-values of pairs of rows are corrected for their number (Holm); "
-    "those over seeds and against published rows are not."
+    "Verdicts and their p-values are over seeds and test images, and corrected for the number of their kind in this "
+    "table (Holm); intervals, and p-values against published rows, are of one comparison each."
 )
 
 
@@ -39,16 +39,15 @@ def grid(found: Findings, *, compared: bool = True) -> tuple[list[str], list[lis
     published = [name for name in study.measures if any(name in row.cell.published for row in rows)]
     head = ["row", *(f"published {measure(name).title}" for name in published)]
     head += [f"ours: {measure(name).title}" for name in study.measures]
-    head += ["95% over seeds", "95% over images", f"minus {study.baseline}, seed by seed (95%)"]
-    head += ["difference", "p against published"]
+    head += ["95% over seeds", "95% over images", f"minus {study.baseline} (95% over seeds and images)"]
+    head += ["minus published (95% of one more run)", "p against published"]
     lines = []
     for row in rows:
         line = [row.cell.name, *(published_words(study, row, name) for name in published)]
         line += [own_words(row, name) for name in study.measures]
         line += [seeds_words(row, study.measures[0]), images_words(row, study.measures[0])]
         line += [gain_words(found, row) if compared else ""]
-        p = verdicts.against_published(study, row) if compared else None
-        line += [difference_words(study, row) if compared else "", "" if p is None else verdicts.p_words(p)]
+        line += list(published_difference(study, row)) if compared else ["", ""]
         lines.append(line)
     filled = [i for i, column in enumerate(zip(*lines, strict=True)) if any(column)]
     return [head[i] for i in filled], [[line[i] for i in filled] for line in lines]
@@ -99,40 +98,47 @@ def images_words(row: Row, name: str) -> str:
 
 
 def gain_words(found: Findings, row: Row) -> str:
-    """The first measure minus the baseline's of the same seed: mean and 95% interval."""
+    """The first measure minus the baseline's of the same seeds: mean and 95% interval; none of one seed."""
     baseline, name = found.study.baseline, found.study.measures[0]
     if not baseline or row.cell.name == baseline:
         return ""
-    values = found.differences(row.cell.name, baseline, name)
-    factor, ends = 100 if measure(name).share else 1, statistics.mean_interval(values)
-    if ends is None:
+    difference = found.difference(row.cell.name, baseline, name)
+    factor, ends = 100 if measure(name).share else 1, difference and difference.interval
+    if difference is None or ends is None or difference.seeds < 2:
         return ""
-    return f"{factor * sum(values) / len(values):+.1f} ({factor * ends[0]:+.1f} to {factor * ends[1]:+.1f})"
+    return f"{factor * difference.mean:+.1f} ({factor * ends[0]:+.1f} to {factor * ends[1]:+.1f})"
 
 
-def difference_words(study: Study, row: Row) -> str:
-    """Ours minus published, in the study's first measure."""
+def published_difference(study: Study, row: Row) -> tuple[str, str]:
+    """Ours minus published, in the study's first measure, with what one more run may differ by; and the p-value."""
     name = study.measures[0]
     ours, text = row.mean(name), row.cell.published.get(name)
     if ours is None or text is None:
-        return ""
-    difference = ours - number(text)
-    return f"{100 * difference:+.2f}" if measure(name).share else f"{difference:+.3g}"
+        return "", ""
+    share = measure(name).share
+    factor, digits = (100, "+.2f") if share else (1, "+.3g")
+    told = f"{factor * (ours - number(text)):{digits}}"
+    found = verdicts.against_published(study, row)
+    if found is None or found.interval is None:
+        return told, ""
+    low, high = found.interval
+    return f"{told} ({factor * low:+.1f} to {factor * high:+.1f})", verdicts.p_words(found.p_value)
 
 
 def claims_words(found: Findings) -> list[str]:
     """What the report says and whether it held here; what it says of several rows alike, once."""
     told: dict[str, dict[str, list[str]]] = {}
-    for claim in found.study.claims:
+    for claim, judged in verdicts.judge_claims(found):
         alike = [other for other in found.study.claims if (other.text, other.better) == (claim.text, claim.better)]
         name = claim.better if len(alike) == 1 else f"{claim.better} over {', '.join(claim.than)}"
-        told.setdefault(claim.text, {}).setdefault(verdicts.judge(claim, found), []).append(name)
-    lines = []
-    for text, by_verdict in told.items():
-        several = sum(map(len, by_verdict.values())) > 1
-        parts = [f"{judged}: {'; '.join(rows)}" if several else judged for judged, rows in by_verdict.items()]
-        lines.append(f'The report: "{text}". Here: {". Also: ".join(parts)}.')
-    return lines
+        figures = f" ({judged.figures})" if judged.figures else ""
+        told.setdefault(claim.text, {}).setdefault(judged.verdict, []).append(name + figures)
+    return [
+        f'The report: "{text}". Here: '
+        + ". Also: ".join(f"{verdict}: {'; '.join(rows)}" for verdict, rows in by_verdict.items())
+        + "."
+        for text, by_verdict in told.items()
+    ]
 
 
 def sentences(found: Findings, *, compared: bool = True) -> list[str]:
@@ -141,7 +147,8 @@ def sentences(found: Findings, *, compared: bool = True) -> list[str]:
     if compared:
         theirs = verdicts.verdict_of_published(study)
         told += [verdicts.verdict(found), *([theirs] if theirs else [])]
-        told += [*claims_words(found), *verdicts.transfer_words(found)]
+        baseline = verdicts.baseline_words(found)
+        told += [*claims_words(found), *verdicts.transfer_words(found), *([baseline] if baseline else [])]
     if compared and any(row.found for row in rows):
         told.append(NOT_CORRECTED)
     missing = sum(row.missing for row in rows)
