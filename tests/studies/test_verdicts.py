@@ -78,7 +78,7 @@ def test_equality_needs_a_small_interval_and_not_a_large_p():
     ):
         judged = verdicts.corrected({0: verdicts.judge([one], margin=0.02)})[0]
         assert judged.verdict == verdict
-        assert "equal up to 2 points" in judged.figures
+        assert "margin 2 points" in judged.figures
 
 
 def test_claims_are_one_family():
@@ -139,9 +139,9 @@ def test_a_table_of_one_seed_and_one_of_three():
         "transfers": (("high", "low"), ("low", "high")), "baseline": "low",
     }  # fmt: skip
     text = "\n".join(sentences(findings([row("high", high), row("low", low)], **fields)))
-    assert '"high is higher". Here: held: high (+30' in text
-    assert '"low is higher". Here: refuted: low (-30' in text
-    assert '"both are alike". Here: refuted: low (-30' in text
+    assert '"high is higher". Here: held: high (+31' in text
+    assert '"low is higher". Here: refuted: low (-31' in text
+    assert '"both are alike". Here: refuted: low (-31' in text
     assert "Ours: of 1 pair of rows, 1 differ by more than the noise of seeds and test images: high over low (+" in text
     assert ": transfer helps." in text
     assert ": negative transfer." in text

@@ -51,7 +51,7 @@ def judge(differences: Sequence[Difference | None], *, margin: float | None = No
         p = min(held, refuted)
     figures = difference_words(known[0], share=share) if len(known) == 1 else _places(known)
     if margin is not None:
-        figures += f", equal up to {100 * margin:g} points" if share else f", equal up to {margin:g}"
+        figures += f", margin {100 * margin:g} points" if share else f", margin {margin:g}"
     if any(one.seeds < 2 for one in known):
         return Judged(UNKNOWN if len(known) == 1 else UNKNOWN.replace("two ", ""), 1.0, figures)
     return Judged(HELD if held < refuted else REFUTED, min(1.0, p), figures)
