@@ -232,7 +232,7 @@ def test_commands(tmp_path, capsys, monkeypatch):
                          "--search", "optimizer.lr=0.03,0.01"]) == 0  # fmt: skip
     assert "- optimizer.lr one of 0.03, 0.01, set by hand\n- only some of the rows" in capsys.readouterr().out
     assert command.main(["report", "003-table1", "--folder", str(tmp_path)]) == 0
-    assert "16 runs are missing" in capsys.readouterr().out
+    assert "48 runs are missing" in capsys.readouterr().out
     assert command.main(["report", "000-table1", "--folder", str(tmp_path), "--set", "model.weights=a/b.pth"]) == 0
     assert "- model.weights=b.pth, set by hand" in capsys.readouterr().out
     for wrong, words in (
