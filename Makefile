@@ -16,7 +16,7 @@ OR_NONE = || test $$? = 5 -a -n '$(ARGS)'
 FAST = not slow and not real_data and not peer and not studies and not browser and not notebooks
 
 .PHONY: demo test test-one test-devices test-slow test-optimized test-real test-studies test-browser test-notebooks test-peer
-.PHONY: test-all lint bench bench-defaults torture fuzz fuzz-data docs clean
+.PHONY: test-all lint reviewer bench bench-defaults torture fuzz fuzz-data docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m tljax.main $(ARGS)
@@ -65,6 +65,10 @@ bench: .venv/peer
 # The default beside others' defaults, at most 90 minutes at a time; the same command goes on.
 bench-defaults: .venv/peer
 	$(BIN)/python benchmarks/defaults.py $(ARGS)
+
+# Recomputes every number and verdict of docs/results from the answers beside each page; ARGS=--write writes the pages.
+reviewer: .venv/installed
+	$(BIN)/python benchmarks/reviewer.py $(ARGS)
 
 # Kills runs at random moments and compares their ends; about 14 minutes for the 50 kills of default.
 torture: .venv/installed

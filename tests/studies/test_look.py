@@ -1,6 +1,7 @@
 """The study that trains nothing: a picture in a network."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,12 @@ def test_a_real_dog(shared, tmp_path, capsys):
         "after.png", "before.png", "filters.png", "report.html", "result.json", "table.md",
     }  # fmt: skip
     assert "| 1 | Samoyed | 95.04 % | American Staffordshire terrier |" in (folder / "table.md").read_text()
+    told = json.loads((folder / "result.json").read_text())["first layer"]
+    assert told == {
+        "filters": 96,
+        "largest": float(np.abs(seen.before).max()),
+        "zeros": float(np.mean(seen.after == 0)),
+    }
 
 
 def test_what_it_needs(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """A study without training: what a network, as it was published, says of one picture, and what is inside it."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,13 @@ def _read(picture: Path | None, short_side: int) -> np.ndarray:
 def markdown(one: Look, seen: Seen, picture: str, *, scale: str) -> str:
     """The classes that the report printed, and ours beside them."""
     pictures = "; ".join(f"{name}.png, {words}" for name, words in PICTURES.items())
-    return document(one, SCALES[scale].note, grid(one, seen, picture), [f"Pictures: {pictures}."])
+    return document(one, SCALES[scale].note, grid(one, seen.best, picture), [f"Pictures: {pictures}."])
 
 
-def grid(one: Look, seen: Seen, picture: str) -> tuple[list[str], list[list[str]]]:
+def grid(one: Look, best: Sequence[tuple[str, float]], picture: str) -> tuple[list[str], list[list[str]]]:
     """The head of the table and its lines, by rank."""
     head = ["rank", "published class", "published probability", f"ours, of {picture}", "our probability"]
-    pairs = zip(one.published.items(), seen.best, strict=True)
+    pairs = zip(one.published.items(), best, strict=True)
     return head, [
         [str(rank), name, text, ours, f"{100 * share:.2f} %"]
         for rank, ((name, text), (ours, share)) in enumerate(pairs, 1)
@@ -119,7 +120,7 @@ def write(one: Look, seen: Seen, picture: str, folder: Path, *, scale: str) -> s
     }
     for name, data in files.items():
         (folder / f"{name}.png").write_bytes(data)
-    head, lines = grid(one, seen, picture)
+    head, lines = grid(one, seen.best, picture)
     text = markdown(one, seen, picture, scale=scale)
     html = TEMPLATES.get_template("look.html.jinja").render(
         study=one, note=SCALES[scale].note, head=head, lines=lines, name=picture,
@@ -129,7 +130,10 @@ def write(one: Look, seen: Seen, picture: str, folder: Path, *, scale: str) -> s
             for name, words in PICTURES.items()
         ],
     )  # fmt: skip
-    write_json(folder / "result.json", {"picture": picture, "best": [list(pair) for pair in seen.best]})
+    numbers = {"filters": seen.kernel.shape[-1], "largest": float(np.abs(seen.before).max()),
+               "zeros": float(np.mean(seen.after == 0))}  # fmt: skip
+    best = [list(pair) for pair in seen.best]
+    write_json(folder / "result.json", {"picture": picture, "best": best, "first layer": numbers})
     write_whole(folder / "report.html", html)
     write_whole(folder / "table.md", text)
     return text
