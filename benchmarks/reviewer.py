@@ -39,7 +39,6 @@ PAGES, TEMPLATES = ROOT / "docs" / "results", ROOT / "benchmarks" / "pages"
 TEMPLATE, ARCHIVE = ".md.jinja", ".jsonl.xz"
 INDEX = "README.md"
 NOT_RECOMPUTED = {
-    "pacs_cartoon.md": "its predictions were not kept; the commands on it run it again",
     "few_labels.md": "its predictions were not kept; the commands on it run it again",
     "suggest.md": "its predictions were not kept; benchmarks/suggest.py runs it again",
 }
@@ -126,6 +125,7 @@ class Words:
             "says": says, "given": str, "table": grid, "sentences": told, "protocol": protocol, "accuracy": accuracy,
             "by_seed": by_seed, "interval": interval, "points": points, "verdict": verdict, "decided": decided,
             "claims": claims, "images": images, "epochs": epochs,
+            "colours": colours,
         }  # fmt: skip
 
 
@@ -236,6 +236,14 @@ def epochs(found: Findings, row: str) -> str:
     return str(row_of(found, row).found[0].result["config"]["epochs"])
 
 
+def colours(found: Findings, which: str) -> str:
+    """`mean` or `std` of the colours that all runs were normalised by."""
+    values = {tuple(one.result["preprocessing"][which]) for row in found.rows for one in row.found}
+    if len(values) != 1:
+        raise Stale(f"runs were normalised by {len(values)} different values")
+    return ", ".join(f"{value:.4f}" for value in values.pop())
+
+
 def bare_numbers(source: str) -> list[tuple[int, str]]:
     """Numbers of a template's prose that are neither computed nor marked `given`: line and text."""
     tags = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
@@ -269,7 +277,7 @@ def render(template: Path, data: Path) -> str:
         loader=jinja2.FileSystemLoader(template.parent),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        words = Words(archive.read(data), Path(folder))
+        words = Words(archive.read(data) if data.exists() else {}, Path(folder))
         try:
             return environment.get_template(template.name).render(words.all())
         except Exception as error:  # a template is a program, and its mistakes are its author's
