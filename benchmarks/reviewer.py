@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -253,8 +254,8 @@ def bare_numbers(source: str) -> list[tuple[int, str]]:
         if not line.startswith(("#", "    ")):
             found += [(number, m[0]) for m in NUMBER.finditer(NAMES.sub("", line))]
     parsed = jinja2.Environment().parse(source)
-    for output in parsed.find_all(jinja2.nodes.Output):
-        found += [(n.lineno, str(n.value)) for n in output.nodes if isinstance(n, jinja2.nodes.Const)]
+    for output in parsed.find_all(nodes.Output):
+        found += [(n.lineno, str(n.value)) for n in output.nodes if isinstance(n, nodes.Const)]
     return found
 
 

@@ -67,7 +67,8 @@ class Difference:
         """95%; None where no noise was seen."""
         if not self._noise:
             return None
-        half = float(optimize.brentq(lambda x: self.tail(x) - LEVEL / 2, 0.0, 100 * self._noise))
+        root: Any = optimize.brentq(lambda x: self.tail(x) - LEVEL / 2, 0.0, 100 * self._noise)
+        half = float(root)
         return self.mean - half, self.mean + half
 
 
