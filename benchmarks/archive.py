@@ -36,7 +36,7 @@ from tljax.workdir import RESULT, read_arrays, read_result, write_arrays, write_
 
 Line = dict[str, Any]
 COUNTED = ("accuracy", "correct", "seen")
-KEPT = ("classes", "preprocessing", "best_step", "best_by_test", "versions")
+KEPT = ("classes", "preprocessing", "best_step", "best_by_test", "versions", "device")
 
 
 @dataclasses.dataclass(frozen=True)

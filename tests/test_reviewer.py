@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import archive, reviewer
+from tljax import study
 from tljax.errors import UserError
+from tljax.studies.jobs import make_config
 from tljax.studies.results import collect
 from tljax.studies.table import markdown
 
@@ -43,9 +45,10 @@ def made(sgd=0.6):
         for cell, share in (("SGD", sgd), ("Adam", 0.9)):
             for rate in (0.01, 0.001):
                 result = {
-                    "classes": ["a", "b", "c"], "preprocessing": {}, "best_step": 1, "train": {"images": 960},
-                    "config": {"optimizer": {"lr": rate}, "select": "validation",
-                               "data": {"split": "holdout:10", "labels": "all"}},
+                    "classes": ["a", "b", "c"], "preprocessing": {}, "best_step": 1,
+                    "device": {"count": 1, "kind": "cpu"}, "versions": {}, "train": {"images": 960},
+                    "config": make_config({"optimizer.lr": rate, "data.source": "folder:cartoons",
+                                           "data.split": "holdout:10"}).to_dict(),
                     "history": [{"epoch": 1, "step": 1, "val_accuracy": share}],
                     "test": {}, "validation": {"best_epoch": 1, "loss": rate},
                 }  # fmt: skip
@@ -91,6 +94,12 @@ def test_what_is_packed_and_unpacked_is_the_same_study(tmp_path, part):
     assert markdown(collect(*wanted_again), scale="full") == markdown(found, scale="full")
     archive.write(tmp_path / "y.jsonl.xz", {"small": again})
     assert (tmp_path / "y.jsonl.xz").read_bytes() == (tmp_path / "x.jsonl.xz").read_bytes()
+
+
+def test_an_unpacked_study_has_its_report(tmp_path, part, capsys):
+    archive.unpack(part, tmp_path)
+    assert study.main(["report", *COMMAND[1:], "--folder", str(tmp_path)]) == 0
+    assert "| Adam | 81.78 % (76.4 to 86.2) |" in capsys.readouterr().out
 
 
 def test_paths_of_a_machine_are_not_packed(tmp_path, part):
