@@ -8,6 +8,7 @@ from configs import common
 from tests import tiny
 from tljax import train
 from tljax.data import duplicates, load
+from tljax.report.console import make_console, print_duplicates
 
 
 def picture(seed, side=96):
@@ -153,13 +154,19 @@ def scan(rng):
 
 
 @pytest.mark.parametrize("kind", [fruit, digit, page, scan])
-def test_pictures_of_one_layout_are_no_copies(tmp_path, kind):
+def test_pictures_of_one_layout_are_no_copies(tmp_path, capsys, kind):
     rng = np.random.default_rng(0)
     for split, count in (("train", 120), ("test", 40)):
         for i in range(count):
             save(kind(rng), tmp_path / split / "ab"[i % 2] / f"{i:03}.png")
-    found = duplicates.find(open_pictures(tmp_path)).copies["test"]["train"]
-    assert (found.any & ~found.exact).sum() <= 1
+    data = open_pictures(tmp_path)
+    found = duplicates.find(data)
+    copies = found.copies["test"]["train"]
+    assert (copies.any & ~copies.exact).sum() <= 1
+    print_duplicates(make_console(), found.as_dict(data.source.names), before=True)
+    said = " ".join(capsys.readouterr().out.split())
+    told = f"{copies.layout} of 40 test images have the layout of others in train" in said
+    assert told == (copies.layout > 1)
 
 
 @pytest.mark.parametrize("kind", [digit, page, scan])

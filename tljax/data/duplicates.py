@@ -96,12 +96,14 @@ class Copies:
       of: the index of the other image, -1 for none.
       exact: whether their pixels are equal.
       bits: how many of 63 differ.
+      layout: how many only have the layout of another one, so that it is not known whether they are near copies.
     """
 
     images: np.ndarray
     of: np.ndarray
     exact: np.ndarray
     bits: np.ndarray
+    layout: int = 0
 
     @property
     def any(self) -> np.ndarray:
@@ -115,6 +117,7 @@ class Copies:
             "images": len(self.images),
             "exact": int(self.exact.sum()),
             "near": int((self.any & ~self.exact).sum()),
+            "same_layout": self.layout,
             "examples": [
                 [names[self.images[i]], names[self.of[i]], "exact" if self.exact[i] else int(self.bits[i])]
                 for i in order
@@ -150,9 +153,10 @@ def copies(prints: Prints, images: np.ndarray, others: np.ndarray) -> Copies:
         i, j, count, rest = i[order], j[order], count[order], rest[order]
         of[i], least[i], left[i] = others[j], count, rest
     unsure = (of >= 0) & (left > np.where(alike > max(LIKEST - 1, CROWD * len(others)), LEFT_IN_CROWD, LEFT))
-    if unsure.sum() > max(1, UNSURE * len(images)):
+    layout = int(unsure.sum()) if unsure.sum() > max(1, UNSURE * len(images)) else 0
+    if layout:
         of[unsure], least[unsure] = -1, BITS + 1
-    return Copies(images, np.where(exact, same, of), exact, np.where(exact, 0, least))
+    return Copies(images, np.where(exact, same, of), exact, np.where(exact, 0, least), layout)
 
 
 def _unexplained(prints: Prints, images: np.ndarray, others: np.ndarray, mirrored: np.ndarray) -> np.ndarray:

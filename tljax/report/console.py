@@ -280,7 +280,13 @@ def print_duplicates(console: Console, told: Mapping[str, Any], *, before: bool 
     """
     for split, among in ((name, told[name]) for name in ("validation", "test") if name in told):
         for other, found in among.items():
-            exact, near = found["exact"], found["near"]
+            exact, near, layout = found["exact"], found["near"], found.get("same_layout", 0)
+            if before and layout:
+                images, have = counted(found["images"], f"{split} image"), "has" if layout == 1 else "have"
+                console.print(
+                    f"{layout:,} of {images} {have} the layout of others in {other}: "
+                    "whether they are changed copies is not known"
+                )
             if not (count := exact + near):
                 continue
             whole = f" of {counted(found['images'], f'{split} image')}"
