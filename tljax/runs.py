@@ -12,12 +12,11 @@ from rich.console import Console
 from tljax import train
 from tljax.budget import settle
 from tljax.clock import Budget
-from tljax.command_line import field_of
 from tljax.data.load import listing_once
 from tljax.errors import UserError
 from tljax.fields import check_fields
 from tljax.idle_fields import idle_fields
-from tljax.recipe import DEFAULTS, choose, chosen_before
+from tljax.recipe import DEFAULTS, choose, chosen_before, open_fields
 from tljax.report.console import make_console
 from tljax.semi import rounds
 from tljax.workdir import check_free
@@ -49,8 +48,7 @@ def run(
     began = clock() if began is None else began
     console = console or make_console(quiet=jax.process_index() != 0)
     check_fields(config, opened=DEFAULTS)
-    opened = [name for name in DEFAULTS if field_of(config, name.split(".")) is None]
-    check_free(workdir, config.to_dict(), overwrite=overwrite, opened=opened)  # before minutes of choosing
+    check_free(workdir, config.to_dict(), overwrite=overwrite, opened=open_fields(config))  # before minutes of choosing
     with listing_once():
         minutes, goes_on = config.get("minutes"), False
         if minutes is not None:
