@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 from tljax.clock import LEAST, Budget, in_words
 from tljax.divergence import watched
 from tljax.experiment import Experiment
-from tljax.features import Kept, keep
+from tljax.features import Kept, keep, shape_of_one
 from tljax.feed import Features, endless
 from tljax.fields import with_fields
 from tljax.recipe import DEFAULTS, STOPS, Choice
@@ -216,8 +215,7 @@ def measure(x: Experiment, variables: Any, loading: float, clock: Callable[[], f
     """Times a few updates; nothing of them is kept. `loading` is what the command took before."""
     kept, data = {}, x.data
     if x.views and is_kept(x):
-        side = x.config.data.size
-        one: Any = jax.eval_shape(lambda v: x.model.apply(v, jnp.zeros((1, side, side, 3)), end=x.cut(0)), variables)
+        one = shape_of_one(x, x.cut(0), variables)
         kept["train"] = Features(np.zeros((len(data.pool), 1, *one.shape[1:]), one.dtype), data.pool)
     update, first = timed(_updates(x, variables, kept), clock)
     val, test = (len(data.splits.get(split, ())) for split in ("val", "test"))

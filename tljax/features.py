@@ -64,7 +64,7 @@ def keep(
     Raises:
       UserError: when the disk has no room for features of views that were asked for.
     """
-    cache, cut, size = x.config.cache, x.cut(phase), x.config.data.size
+    cache, cut = x.config.cache, x.cut(phase)
     strong = {"strong": x.views} if x.joint and x.config.semi.strong_ops else {}
     views = {"train": x.views} | strong | dict.fromkeys(("val", "test", "unlabelled") if is_sharing() else ("val",), 1)
     views = {name: n for name, n in views.items() if n and name in (*x.data.splits, "strong")}
@@ -72,9 +72,7 @@ def keep(
     wanted = {name: x.data.pool if name in ("train", "strong", "unlabelled") else x.data.splits[name] for name in views}
     if cut is None or cache.features == "off" or not views:
         return None
-    one: Any = jax.eval_shape(
-        lambda v: x.model.apply(v, jnp.zeros((1, size, size, 3)), end=cut), jax_utils.unreplicate(variables)
-    )
+    one = shape_of_one(x, cut, jax_utils.unreplicate(variables))
     images = {name: len(wanted[name]) * n for name, n in views.items()}
 
     @functools.cache
@@ -147,6 +145,12 @@ def _key(x: Experiment, name: str, cut: str, wanted: np.ndarray, views: int, var
         "augment": (repr(augmentation(x.config, strong=strong)), strong, x.views_seed) if training else "",
     }
     return digest(x.model, cut, jax_utils.unreplicate(variables), inputs)
+
+
+def shape_of_one(x: Experiment, cut: str | None, variables: Any) -> Any:
+    """The shape `[1, ...]` and type of what the constant prefix, which ends at `cut`, puts out for one image."""
+    side = x.config.data.size
+    return jax.eval_shape(lambda v: x.model.apply(v, jnp.zeros((1, side, side, 3)), end=cut), variables)
 
 
 def _features_of(
