@@ -106,7 +106,7 @@ class Words:
         """The table of one picture's classes."""
         run = self._parts[name].runs[0]
         head, body = looks.grid(LOOKS[run["study"]], run["result"]["best"], run["result"]["picture"])
-        return as_table(head, body)
+        return table.as_table(head, body)
 
     def command(self, name: str) -> str:
         """What ran a part, indented as code."""
@@ -146,12 +146,7 @@ def grid(found: Findings, *, without: Sequence[str] = ()) -> str:
     head, body = table.grid(found)
     shown = [i for i, title in enumerate(head) if title not in without]
     head, *body = ([line[i] for i in shown] for line in (head, *body))
-    return as_table(head, body)
-
-
-def as_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    return "\n".join([table.cells(head), "|---" * len(head) + "|", *map(table.cells, body)])
+    return table.as_table(head, body)
 
 
 def told(found: Findings) -> str:
@@ -204,8 +199,7 @@ def points(found: Findings, a: str, b: str, name: str = "test") -> str:
 
 def verdict(found: Findings, a: str, b: str, name: str = "test") -> str:
     """Whether a row is higher than another; corrected for all pairs of the table (Holm), as the table's sentence is."""
-    names = [row.cell.name for row in found.rows if row.values(name)]
-    judged = verdicts.judge_pairs(found, itertools.combinations(names, 2), name)
+    judged = verdicts.judge_all_pairs(found, name)
     if (a, b) in judged:
         return judged[a, b].verdict
     back = {verdicts.HELD: verdicts.REFUTED, verdicts.REFUTED: verdicts.HELD}
@@ -214,9 +208,8 @@ def verdict(found: Findings, a: str, b: str, name: str = "test") -> str:
 
 def decided(found: Findings, name: str = "test") -> int:
     """How many pairs of rows differ by more than noise."""
-    names = [row.cell.name for row in found.rows if row.values(name)]
-    judged = verdicts.judge_pairs(found, itertools.combinations(names, 2), name)
-    return sum(one.verdict in (verdicts.HELD, verdicts.REFUTED) for one in judged.values())
+    judged = verdicts.judge_all_pairs(found, name).values()
+    return sum(one.verdict in (verdicts.HELD, verdicts.REFUTED) for one in judged)
 
 
 def claims(found: Findings) -> list[str]:

@@ -28,8 +28,7 @@ def document(study: Study | Look, note: str, table: tuple[list[str], list[list[s
     title = f"{study.title[:1].upper()}{study.title[1:]}."
     lines = [f"## {study.name}: report {study.report}, {study.item}", "", title, ""]
     lines += [f"**{note}**", ""] if note else []
-    head, body = table
-    lines += [cells(head), "|---" * len(head) + "|", *map(cells, body), "", *told]
+    lines += [as_table(*table), "", *told]
     return "\n".join([*lines, "", "Protocol:", "", *(f"- {text}" for text in study.protocol)]) + "\n"
 
 
@@ -51,6 +50,11 @@ def grid(found: Findings, *, compared: bool = True) -> tuple[list[str], list[lis
         lines.append(line)
     filled = [i for i, column in enumerate(zip(*lines, strict=True)) if any(column)]
     return [head[i] for i in filled], [[line[i] for i in filled] for line in lines]
+
+
+def as_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """The Markdown of a table."""
+    return "\n".join([cells(head), "|---" * len(head) + "|", *map(cells, body)])
 
 
 def cells(words: Sequence[str]) -> str:

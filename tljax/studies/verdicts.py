@@ -84,6 +84,12 @@ def judge_pairs(found: Findings, pairs: Iterable[tuple[str, str]], name: str) ->
     return corrected({pair: judge([found.difference(*pair, name)], share=share) for pair in pairs})
 
 
+def judge_all_pairs(found: Findings, name: str) -> dict[tuple[str, str], Judged]:
+    """The same of all pairs of rows that have the measure."""
+    names = [row.cell.name for row in found.rows if row.values(name)]
+    return judge_pairs(found, itertools.combinations(names, 2), name)
+
+
 def against_published(study: Study, row: Row) -> Difference | None:
     """Ours minus published, with the noise that one more run has; None where that or how many images is unknown."""
     name = study.measures[0]
@@ -100,8 +106,7 @@ def against_published(study: Study, row: Row) -> Difference | None:
 
 def verdict(found: Findings) -> str:
     """One sentence: which of the differences between our rows are larger than the noise of seeds and test images."""
-    names = [row.cell.name for row in found.rows if row.values(found.measure)]
-    judged = judge_pairs(found, itertools.combinations(names, 2), found.measure)
+    judged = judge_all_pairs(found, found.measure)
     judged = {pair: one for pair, one in judged.items() if one.verdict != NOT_RUN}
     if not judged:
         return "Ours: nothing to compare."
