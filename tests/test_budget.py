@@ -120,13 +120,13 @@ def test_no_view_where_updates_through_the_network_are_sooner_done():
         views_made(1, images=10_000)
     said = []
     assert views_made(1, images=10_000, without=300, said=said) == 1  # too little, but that would take longer
-    assert said == ["1 minutes are too little: the least that can be done takes about 4 minutes"]
+    assert said == ["1 minute will not do: the least that can be done takes about 4 minutes"]
 
 
 def test_a_users_views_stand():
     said = []
     assert views_made(1, images=10_000, free=False, said=said) == 8
-    assert said == ["1 minutes are too little: the least that can be done takes about 27 minutes"]
+    assert said == ["1 minute will not do: the least that can be done takes about 27 minutes"]
 
 
 def test_a_budget_is_over_while_there_is_time_for_the_test():

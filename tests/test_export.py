@@ -197,7 +197,7 @@ def test_without_the_runs_images_others_are_taken_and_said(finished, photos, tmp
     assert (len(squares), what) == (2, "pictures given")
     np.testing.assert_array_equal(squares[1], squares[0][:, ::-1])
     (tmp_path / "broken.png").write_text("no picture")
-    with pytest.raises(UserError, match="--images: none of 1 pictures can be read"):
+    with pytest.raises(UserError, match="--images: none of 1 picture can be read"):
         export.see_pictures(classifier, [str(tmp_path / "broken.png")])
 
 

@@ -124,3 +124,17 @@ def test_a_value_of_a_population_or_phase_is_told_as_it_was_typed(name, value, w
 def test_numbers_that_would_hang_or_fill_a_machine_are_refused(name, value):
     with pytest.raises(UserError, match=f"{name}=.* is too large; it is at most"):
         check_fields(with_fields(common.get_config(), {name: value}))
+
+
+@pytest.mark.parametrize(
+    ("phases", "words"),
+    [
+        ("heda@1; all", "a phase of transfer.phases='heda' names 'heda'"),
+        ("stem@1; all", "add it to a phase of transfer.phases"),
+    ],
+)
+def test_groups_of_a_phase_are_refused_by_the_field_that_names_them(phases, words):
+    fields = {"epochs": 2, "transfer.phases": phases, "transfer.allow_fresh_frozen": False, "transfer.fresh": "head"}
+    with pytest.raises(UserError) as caught:
+        outline(with_fields(tiny.make_config("photos"), fields))
+    assert words in str(caught.value)

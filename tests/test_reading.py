@@ -239,8 +239,8 @@ def test_a_run_says_what_is_white_once_and_everything_after_uses_it(tmp_path, ca
     told = capsys.readouterr().out
     assert told.count("images of more than 8 bits use 12 of them: 4,095 is white") == 1
     flat = ["red/empty.png", "red/stack.tif"]
-    assert "warning: 2 images have next to no contrast: 'red/empty.png', 'red/stack.tif'" in told
-    assert "warning: 1 files have several pages or frames, the first of which is the image: 'red/stack.tif'" in told
+    assert "warning: 2 images of next to no contrast: 'red/empty.png', 'red/stack.tif'" in told
+    assert "warning: 1 image of several pages or frames, the first of which is read: 'red/stack.tif'" in told
     assert (result["preprocessing"]["white"], result["low_contrast"]["files"]) == (4095, flat)
     assert result["several_pictures"] == {"count": 1, "files": ["red/stack.tif"]}
     classifier, path = load(tmp_path / "run"), folder / "red" / "001.png"

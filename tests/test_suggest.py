@@ -222,7 +222,7 @@ def test_what_is_wrong_in_the_data_is_told(found):
     text = "\n".join(found.problems)
     assert "classes with fewer than 10 training images: red 6" in text
     assert "imbalance: blue has 30 training images, red 6" in text
-    assert "1 files skipped: 'train/green/broken.png'" in text
+    assert "1 file skipped: 'train/green/broken.png'" in text
     copies = found.duplicates["test"]["train"]
     assert copies["exact"] == 1
     assert copies["examples"][0][:2] == ["test/blue/000.png", "train/blue/000.png"]

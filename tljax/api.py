@@ -207,7 +207,7 @@ class Run:
 
     def __str__(self) -> str:
         told = [name for name in SPLITS.values() if self.best.result[name]]
-        which = f"{len(self.settings)} members, the best: " if "members" in self.result else ""
+        which = f"{counted(len(self.settings), 'member')}, the best: " if "members" in self.result else ""
         without = self.best.result.get("without_images", {})
         unseen = {name: console_lib.unseen_words(without, name) for name in told}
         words = (
@@ -377,7 +377,7 @@ def evaluate(
     unknown = {name: int(count) for name, count in zip(source.classes, strange, strict=True) if count}
     notes = list(source.notes)
     if unknown:
-        counts = shorten([f"{name!r} ({count:,} images)" for name, count in unknown.items()], 5)
+        counts = shorten([f"{name!r} ({counted(count, 'image')})" for name, count in unknown.items()], 5)
         notes.append(f"no class of the run, left out: {counts}{_meant(unknown, [*set(classes) - set(known)])}")
     indices, labels = indices[labels >= 0], labels[labels >= 0]
     if not indices.size:
@@ -395,7 +395,8 @@ def evaluate(
     bad = [(pictures[i].name, one) for i, one in enumerate(found) if isinstance(one, str)]
     if not right:
         raise UserError(
-            f"none of the {len(found):,} images of {source.spec} can be read, such as {bad[0][0]!r}: {bad[0][1]}"
+            f"none of the {counted(len(found), 'image')} of {source.spec} can be read, such as {bad[0][0]!r}: "
+            f"{bad[0][1]}"
         )
     logits, labels = np.stack([found[i][0] for i in right]), labels[right]
     fitted, calibration = (run.result["calibration"].get("validation") or {}).get("scaled"), None

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tljax.clock import LEAST, Budget, in_words
 from tljax.divergence import watched
+from tljax.errors import counted
 from tljax.experiment import Experiment
 from tljax.features import Kept, keep, shape_of_one
 from tljax.feed import Features, endless
@@ -140,8 +141,9 @@ class Views:
                 needed = now + (without if drops else shortest)
                 if needed > MOST * seconds:
                     self._told = True
-                    self.tell(f"{self.budget.minutes:g} minutes are too little: the least that can be done takes about "
-                              f"{in_words(needed)}")  # fmt: skip
+                    self.tell(
+                        f"{self.budget.words} will not do: the least that can be done takes about {in_words(needed)}"
+                    )
                 if drops:
                     raise TooSlow
         if not self.free:
@@ -198,7 +200,7 @@ def settle(
     if kept and made > (passes := -(-updates // x.steps_per_pass)):  # a view that no pass comes to
         few = kept.splits["train"]._replace(values=kept.splits["train"].values[:, :passes])
         kept = Kept(kept.record | {"views": passes}, kept.splits | {"train": few})
-    console.print(f"settled for {budget.minutes:g} minutes:")
+    console.print(f"settled for {budget.words}:")
     for choice in settled:
         if choice not in choices:
             console.print(f"  {choice}", markup=False)
@@ -282,7 +284,7 @@ def fit(
     updates = updates // stops * stops
     changed: dict[str, tuple[Any, str]] = {}
     if updates != wanted:
-        changed["epochs"] = stops, f"{updates:,} of {wanted:,} updates, for --minutes {minutes:g}"
+        changed["epochs"] = stops, f"{updates:,} of {counted(wanted, 'update')}, for --minutes {minutes:g}"
         changed["epoch_steps"] = updates // stops, f"updates between two looks at validation; a pass has {per_pass}"
     made, of = views
     if "cache.views" in opened and config.cache.views and (made := min(made, -(-updates // per_pass))) != of:

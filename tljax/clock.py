@@ -142,6 +142,11 @@ class Budget:
         return 60 * self.minutes
 
     @property
+    def words(self) -> str:
+        """`1 minute`, `2.5 minutes`."""
+        return f"{self.minutes:g} minute{'s' * (self.minutes != 1)}"
+
+    @property
     def elapsed(self) -> float:
         return self.clock() - self.began
 

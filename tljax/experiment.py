@@ -18,7 +18,7 @@ from tljax.data.colour import Colour
 from tljax.data.load import Data, decode_data, open_data
 from tljax.data.randaugment import RandAugment
 from tljax.data.statistics import mean_and_std
-from tljax.errors import UserError, few
+from tljax.errors import UserError, counted, few
 from tljax.feed import Features, Feed
 from tljax.losses import Loss, hard, make_loss, outputs
 from tljax.memo import is_sharing
@@ -452,15 +452,15 @@ def prepare(config: Any, workdir: Path | None, console: Console) -> tuple[Experi
         console.print(note, markup=False)
     if data.skipped:
         name, reason = data.skipped[0]
-        console.print(f"skipped {len(data.skipped):,} files, such as {name!r}: {reason}", markup=False)
+        console.print(f"skipped {counted(len(data.skipped), 'file')}, such as {name!r}: {reason}", markup=False)
     if words := data.pixels.levels.words:
         console.print(words, markup=False)
     for names, words in (
-        (data.pixels.flat, "images have next to no contrast"),
-        (data.pixels.paged, "files have several pages or frames, the first of which is the image"),
+        (data.pixels.flat, "of next to no contrast"),
+        (data.pixels.paged, "of several pages or frames, the first of which is read"),
     ):
         if names:
-            console.print(f"warning: {len(names):,} {words}: {few(names)}", markup=False)
+            console.print(f"warning: {counted(len(names), 'image')} {words}: {few(names)}", markup=False)
 
     earlier: frozenset[bytes] | None = frozenset()
     if weights.path and weights.path.is_dir():
@@ -493,7 +493,7 @@ def head_outputs(config: Any, classes: int) -> int:
     asked, needed = config.model.outputs, outputs(config.loss.name, classes)
     if asked and (asked < needed or config.loss.name == "sigmoid"):
         raise UserError(f"model.outputs={asked} does not fit loss.name={config.loss.name} on "
-                        f"{classes} classes; it needs {needed}")  # fmt: skip
+                        f"{counted(classes, 'class')}; it needs {needed}")  # fmt: skip
     return asked or needed
 
 
@@ -531,6 +531,7 @@ def plans_of(model: Network, variables: Any, config: Any, phases: tuple[Phase, .
         plan = make_plan(
             model, variables, train=phase.train, fresh=fresh, bn=t.bn, lr=phase.lr, lr_groups=o.lr_groups,
             lr_decay=o.lr_decay, weight_decay=o.weight_decay, allow_fresh_frozen=t.allow_fresh_frozen,
+            asked_by="a phase of transfer.phases" if t.phases else "transfer.train",
         )  # fmt: skip
         fresh = ",".join(g.name for g in plan.groups if g.fresh and not g.trained)
         plans.append(plan)

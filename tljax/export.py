@@ -21,7 +21,7 @@ from tljax.command_line import OneLineParser, exit_status
 from tljax.data import reading
 from tljax.data.reading import Unreadable
 from tljax.data.shapes import open_shapes
-from tljax.errors import UserError
+from tljax.errors import UserError, counted
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations
 from tljax.predict import find_pictures
@@ -60,7 +60,7 @@ def see_pictures(classifier: "Classifier", names: Sequence[str]) -> tuple[np.nda
         found = find_pictures(names, bytes)
         squares = _read(classifier, [picture.read for picture in found if not picture.reason])
         if not squares:
-            raise UserError(f"--images: none of {len(found)} pictures can be read")
+            raise UserError(f"--images: none of {counted(len(found), 'picture')} can be read")
         return _two(squares), "pictures given"
     reason = "the run's images cannot be read"
     try:

@@ -95,7 +95,7 @@ def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
         folders.write_json(workdir / folders.RESULT, final)
         discard(workdir)
     if budget:
-        trainer.console.print(f"{in_words(budget.elapsed)} of {budget.minutes:g} minutes")
+        trainer.console.print(f"{in_words(budget.elapsed)} of {budget.words}")
     trainer.console.print(f"{trainer.seconds:.0f} s; everything is in {workdir}", markup=False)
     return final
 

@@ -17,7 +17,7 @@ from tljax.answers import Answers, Images, open_images, read_answers
 from tljax.classifier import Classifier
 from tljax.data.batches import prefetch
 from tljax.data.reading import Unreadable
-from tljax.errors import UserError
+from tljax.errors import UserError, counted
 from tljax.evaluation import chose_epoch, confusion
 from tljax.explain import BEST, make_grad_cam, make_saliency
 from tljax.finish import SPLITS
@@ -80,7 +80,7 @@ class _Look:
         try:
             self.answers = read_answers(classifier)
             if self.answers.lost:
-                self.notes.append(f"{self.answers.lost:,} images have logits that are not finite and are left out")
+                self.notes.append(f"{counted(self.answers.lost, 'image')} left out, whose logits are not finite")
         except UserError as reason:
             self.notes.append(f"confusion matrix, mistakes and losses are left out: {reason}")
         try:
@@ -183,7 +183,9 @@ class _Look:
         asked = []
         for picture in pictures:
             if len(asked) == self.options.pictures:
-                self.notes.append(f"of {len(pictures):,} pictures the first {len(asked)} are explained (--pictures)")
+                self.notes.append(
+                    f"of {counted(len(pictures), 'picture')} the first {len(asked)} are explained (--pictures)"
+                )
                 break
             square = see(self.classifier, picture)
             if isinstance(square, str):

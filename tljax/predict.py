@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tljax.command_line import OneLineParser, exit_status
 from tljax.data.folder import LARGEST_FILE, Files, list_images, printable
 from tljax.data.reading import Unreadable
-from tljax.errors import UserError, one_line
+from tljax.errors import UserError, counted, one_line
 from tljax.machine import tune_cpu
 from tljax.main import keep_compilations
 
@@ -289,7 +289,7 @@ def predict(args: Any) -> int:
             put(answer)
             unread += bool(answer.reason)
     if unread:
-        print(f"tljax: {unread:,} of {len(pictures):,} pictures could not be read", file=sys.stderr)
+        print(f"tljax: {unread:,} of {counted(len(pictures), 'picture')} could not be read", file=sys.stderr)
     return int(unread == len(pictures))
 
 

@@ -24,7 +24,7 @@ from tljax.data.folder import unlabelled_folders
 from tljax.data.load import Listed, open_data
 from tljax.data.pixels import decode_all, find_levels
 from tljax.data.reading import put_central_square
-from tljax.errors import UserError
+from tljax.errors import UserError, counted
 from tljax.experiment import Outline, augmentation, outline, plans_of
 from tljax.fields import check_fields, source_of, with_fields
 from tljax.models import init_variables
@@ -281,7 +281,7 @@ def _views(config: Any, facts: Facts) -> Choice:
         return Choice("cache.views", 0, "nothing random, or features are not to be kept")
     most = int(KEPT_BYTES / (facts.view_bytes * facts.train))
     if most < 2:
-        return Choice("cache.views", 0, f"features of 2 views of {facts.train:,} images would take "
+        return Choice("cache.views", 0, f"features of 2 views of {counted(facts.train, 'image')} would take "
                       f"{2 * facts.view_bytes * facts.train / 1e9:.1f} GB")  # fmt: skip
     views = min(VIEWS, most)
     return Choice("cache.views", views, f"{views} random views of each image go once through the stages before "
@@ -337,12 +337,12 @@ def _length(config: Any, facts: Facts, opened: Sequence[str], views: int) -> Ite
     if {"epochs", "epoch_steps"} <= {*opened} and updates > STOPS * per_pass:
         steps = -(-updates // STOPS)
     epochs = -(-updates // (steps or per_pass))
-    unit = f"epochs of {steps} updates" if steps else "passes"
+    unit = f"epochs of {counted(steps, 'update')}" if steps else "passes"
     if epochs == 1 and steps and "epoch_steps" not in opened:
         why += f"; epoch_steps={steps} has validation looked at once, at the end: lower it, or set epochs, for more"
-    yield Choice("epochs", epochs, f"{epochs} {unit}, {epochs * (steps or per_pass):,} updates in all: {why}")
+    yield Choice("epochs", epochs, f"{epochs} {unit}, {counted(epochs * (steps or per_pass), 'update')} in all: {why}")
     yield Choice("epoch_steps", steps, f"updates between two looks at validation; a pass has {per_pass}" if steps
-                 else f"each is a pass of {per_pass} updates")  # fmt: skip
+                 else f"each is a pass of {counted(per_pass, 'update')}")  # fmt: skip
     yield Choice("schedule.name", "cosine", "rates fall to 0 by the last update")
 
 

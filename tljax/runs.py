@@ -63,8 +63,8 @@ def run(
         if minutes is not None:
             options["budget"] = budget = Budget(minutes, began, clock)
             if goes_on:
-                console.print(f"how long it trains was settled when this run began; the {minutes:g} minutes can only "
-                              "end it early")  # fmt: skip
+                console.print(f"how long it trains was settled when this run began; {budget.words} can only end it "
+                              "early")  # fmt: skip
             else:
                 options["settle"] = functools.partial(settle, budget=budget, loading=budget.elapsed, console=console)
         if not options.get("look_at_test"):  # a study's rows share fields on purpose

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tljax import memo
 from tljax.command_line import OneLineParser, exit_status
-from tljax.errors import UserError
+from tljax.errors import UserError, counted
 from tljax.machine import compile_quickly, tune_cpu
 from tljax.main import keep_compilations, quiet_libraries
 from tljax.studies.study import Look, Study
@@ -196,11 +196,13 @@ def run(args: argparse.Namespace) -> int:
                 continue
             study, runs, jobs, folder = wanted
             make_folder(folder)
-            console.print(f"{study.name}: {len(study.cells)} rows, {len(runs)} runs in {len(jobs)} jobs", markup=False)
+            console.print(
+                f"{study.name}: {len(study.cells)} rows, {len(runs)} runs in {counted(len(jobs), 'job')}", markup=False
+            )
             outcome = (run_on_ray if args.ray else run_jobs)(jobs, folder, console)
             failed += len(outcome.failed)
             write_report(args, wanted)
-            ended = f"{len(outcome.done)} jobs done, {len(outcome.failed)} failed"
+            ended = f"{counted(len(outcome.done), 'job')} done, {len(outcome.failed)} failed"
             console.print(f"{study.name}: {ended}; {own_folder(args, study)}/report.html", markup=False, soft_wrap=True)
     return 1 if failed else 0
 

@@ -20,7 +20,7 @@ from absl import flags
 from rich.console import Console
 
 from tljax.command_line import parse, run_flags
-from tljax.errors import UserError
+from tljax.errors import UserError, counted
 from tljax.machine import tune_cpu
 from tljax.main import DEFAULT, keep_compilations, quiet_libraries
 from tljax.report.console import make_console
@@ -250,7 +250,7 @@ def problems(data: "Data", labels: np.ndarray) -> list[str]:
                      f"{counts[least]:,}; accuracy says little of the small ones: look at it by class")  # fmt: skip
     if data.skipped:
         examples = "; ".join(f"{name!r}: {reason}" for name, reason in data.skipped[:3])
-        found.append(f"{len(data.skipped):,} files skipped: {examples}")
+        found.append(f"{counted(len(data.skipped), 'file')} skipped: {examples}")
     return found
 
 

@@ -25,7 +25,7 @@ from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
 from tljax.diagnostics import Diagnostics
 from tljax.divergence import beginning, parallel_trace, watched
-from tljax.errors import UserError
+from tljax.errors import UserError, counted
 from tljax.experiment import Experiment, prepare
 from tljax.features import Kept, keep
 from tljax.feed import Feed, endless, run_over, steps_ahead
@@ -141,7 +141,7 @@ def run(
         with listen() as trainer.stop.caught:
             trainer.train(writer, kept)
         if trainer.last_step < experiment.last_step:
-            why = f"{trainer.last_step:,} of {experiment.last_step:,} updates: the minutes were all but over"
+            why = f"{trainer.last_step:,} of {counted(experiment.last_step, 'update')}: the minutes were all but over"
             choices = (*choices, Choice("stop_after", trainer.last_step, why))
             if first:
                 write_repeat(workdir, config, choices)
@@ -287,7 +287,7 @@ class Trainer:
         if self.last_step < self.x.last_step:
             self.console.print(
                 "the minutes are all but over, and it went more slowly than measured: training ends after "
-                f"{self.last_step:,} of {self.x.last_step:,} updates; so does repeat.py"
+                f"{self.last_step:,} of {counted(self.x.last_step, 'update')}; so does repeat.py"
             )
         self.checkpoints.wait()  # while signals are still caught: the last epoch is not to be lost
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, says_no_class, understand, understand_classes
 from tljax.data.source import Joined, Source
-from tljax.errors import UserError, few, shown
+from tljax.errors import UserError, counted, few, shown
 from tljax.workdir import wrote
 
 # What systems leave behind in folders; files whose names begin with a dot, and such folders, are ignored as well.
@@ -199,7 +199,7 @@ def open_labeled(
         here, hint = Path(path).resolve(), "put them in CLASS/..."
         if here.name in classes:
             hint = f"give {str(here.parent)!r}, where {here.name!r} is a class"
-        raise UserError(f"no labels in {str(path)!r}: its {len(files):,} images {why}; {ASK}, or {hint}")
+        raise UserError(f"no labels in {str(path)!r}: its {counted(len(files), 'image')} {why}; {ASK}, or {hint}")
     return _source(path, files, rows, tuple(sorted({cls for _, cls, _ in rows})), [*skipped, *left], layout.notes)
 
 

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Self
 
-from tljax.errors import UserError, shorten, shown
+from tljax.errors import UserError, counted, shorten, shown
 
 FIELDS = {"train": "train", "val": "validation", "test": "test"}
 """The splits, and the fields under `data` that name their folders; `data.val` is a share."""
@@ -187,7 +187,7 @@ def understand_classes(root: Folder, classes: Container[str]) -> Layout | None:
     for folder, count in _counts(root):
         if read.read(f"{folder}/.") is None:
             left[folder or "."] += count
-    told = [f"{name!r} ({count:,} images)" for name, count in sorted(left.items())]
+    told = [f"{name!r} ({counted(count, 'image')})" for name, count in sorted(left.items())]
     return Layout(places, None, (f"left out, since they are in no folder of a class: {_few(told)}",) if told else ())
 
 
@@ -208,8 +208,8 @@ def _as_named(root: Folder, *, path: str, by_folder: bool, named: Mapping[str, s
         for folder, (split, _) in places.items():
             if (here := root.at(folder)) and not here.folders:
                 raise UserError(
-                    f"data.{FIELDS[split]} names {folder!r} of {path!r}, which has {here.total:,} images and no class "
-                    "folders; name the folder that has a folder of each class"
+                    f"data.{FIELDS[split]} names {folder!r} of {path!r}, which has "
+                    f"{counted(here.total, 'image')} and no class folders; name the folder that has a folder of each class"
                 )
     if "." in named:
         rest = named["."]
@@ -230,7 +230,7 @@ def _as_named(root: Folder, *, path: str, by_folder: bool, named: Mapping[str, s
 
 def _left_out(root: Folder, names: Iterable[str]) -> list[str]:
     names = list(names)
-    told = [f"{name!r} ({root.folders[name].total:,} images)" for name in names]
+    told = [f"{name!r} ({counted(root.folders[name].total, 'image')})" for name in names]
     hint = "".join(f"; data.unlabelled={shown(name)} takes it" for name in names if _says(name, _UNLABELLED))
     return [f"left out, since they are in no split: {_few(told)}{hint}"] if told else []
 
@@ -337,7 +337,7 @@ class _Reader:
                 f"{shown(training)}/CLASS/..., or say data.train=. if all its folders are classes"
             )
         notes += [
-            f"{name!r} has no class folders: its {here.folders[name].total:,} images have no labels and are left out"
+            f"{name!r} has no class folders: {counted(here.folders[name].total, 'image')} without labels left out"
             for name in names if self.by_folder and name not in deep
         ]  # fmt: skip
         classes = set(here.at(places[training]).folders)  # type: ignore[union-attr]
@@ -398,7 +398,7 @@ class _Reader:
                 places[f"{cls}/{part}"] = which, cls
             left = root.folders[cls].total - sum(root.folders[cls].folders[part].total for part in parts)
             if left:
-                notes.append(f"{left:,} images of {cls!r} are left out, since they are in no split of it")
+                notes.append(f"{counted(left, 'image')} of {cls!r} left out, in no split of it")
         return Layout(places, None, tuple(notes))
 
     def inside(self, cls: Folder) -> dict[str, str]:

@@ -20,7 +20,7 @@ from tljax.data.pixels import Pixels
 from tljax.data.shapes import open_shapes
 from tljax.data.source import Source
 from tljax.data.splits import make_splits
-from tljax.errors import UserError, few
+from tljax.errors import UserError, counted, few
 from tljax.memo import is_sharing, shared
 from tljax.workdir import SPILL
 
@@ -77,7 +77,7 @@ class Listed:
         words = {"train": "no labels to train on", "val": "validation says nothing of them",
                  "test": "the test says nothing of them"}  # fmt: skip
         missing = self.without_images.get(split)
-        count = f"{len(self.splits.get(split, ())):,} images for {len(self.source.classes):,} classes"
+        count = f"{counted(len(self.splits.get(split, ())), 'image')} for {counted(len(self.source.classes), 'class')}"
         return [f"{split} has {count} and none of {few(missing)}: {words[split]}"] if missing else []
 
     def check_trained(self, before: "Listed | None" = None) -> None:
@@ -101,8 +101,8 @@ class Listed:
         lost = [i for i in before.pool if self.truth[i] == missing[0]]
         why = dict(self.pixels.skipped) if isinstance(self, Data) else {}
         name = self.source.names[lost[0]]
-        raise UserError(f"{words} in {self.source.spec}: none of the {len(lost):,} files of {names[0]!r} can be read, "
-                        f"such as {name!r}: {why.get(name, 'no image')}")  # fmt: skip
+        raise UserError(f"{words} in {self.source.spec}: none of the {counted(len(lost), 'file')} of {names[0]!r} can "
+                        f"be read, such as {name!r}: {why.get(name, 'no image')}")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import PIL
 from tljax.data.decode import PLUGINS, UNKNOWN, Levels, decode, has_more_pictures, has_plugin, largest, may_be_wide
 from tljax.data.reading import MAX_ASPECT, Unreadable
 from tljax.data.source import Source
-from tljax.errors import UserError
+from tljax.errors import UserError, counted
 
 # A cache file is the pixels, then a JSON record, the record's length in 8 bytes, and this.
 _MAGIC = b"tljaxpx1"
@@ -234,7 +234,7 @@ def drop(splits: Mapping[str, np.ndarray], pixels: Pixels) -> dict[str, np.ndarr
     for name, members in left.items():
         if not members.size:
             example = f", such as {pixels.skipped[0][0]!r}: {pixels.skipped[0][1]}" if pixels.skipped else ""
-            raise UserError(f"none of the {len(splits[name])} images of {name} can be read{example}")
+            raise UserError(f"none of the {counted(len(splits[name]), 'image')} of {name} can be read{example}")
     return left
 
 

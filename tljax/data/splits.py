@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from tljax.data.source import Source
-from tljax.errors import UserError
+from tljax.errors import UserError, counted
 
 # Separate streams, so that a part cut from train and k images per class are drawn independently of the first split.
 _SPLIT, _VAL, _FEW = range(3)
@@ -83,8 +83,9 @@ def make_splits(
             most = int(np.bincount(source.labels[pool], minlength=1).max())
             got = ", ".join(f"{part} {len(of_part):,}" for part, of_part in parts.items())
             raise UserError(
-                f"split {split!r} leaves {name} empty: the largest of {len(source.classes)} classes has "
-                f"{most:,} images, {len(pool):,} in all ({got}); give {name} a larger share, or more images per class"
+                f"split {split!r} leaves {name} empty: the largest of {counted(len(source.classes), 'class')} has "
+                f"{counted(most, 'image')}, {len(pool):,} in all ({got}); give {name} a larger share, or more "
+                "images per class"
             )
     return parts
 

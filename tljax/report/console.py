@@ -67,7 +67,9 @@ def image_words(images: Mapping[str, int], classes: Sequence[str], counts: Mappi
       classes: names.
       counts: by split, images of each class.
     """
-    words = f"{len(classes)} classes; images: {', '.join(f'{name} {count:,}' for name, count in images.items())}"
+    words = (
+        f"{counted(len(classes), 'class')}; images: {', '.join(f'{name} {count:,}' for name, count in images.items())}"
+    )
     if len(classes) <= MOST_CLASSES:
         return words
     total = [sum(of_each) for of_each in zip(*counts.values(), strict=True)]
@@ -206,7 +208,7 @@ def epoch_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         values = [row[f"{split}_accuracy"] for row in rows]
         if values[0] is not None:
             words.append(f"{name} {min(values):6.1%} to {max(values):6.1%}")
-    return [*words, f"{len(rows)} members"]
+    return [*words, f"{counted(len(rows), 'member')}"]
 
 
 def percent(correct: int, seen: int, interval: Sequence[float]) -> str:
@@ -267,7 +269,7 @@ def fit_in_words(fitted: Mapping[str, Any]) -> str:
     words = f"temperature {fitted['temperature']:.2f}"
     if "fit_images" not in fitted:
         return words
-    return f"{words} (fitted on {fitted['fit_images']:,} images, {fitted['fit_mistakes']:,} of them wrong)"
+    return f"{words} (fitted on {counted(fitted['fit_images'], 'image')}, {fitted['fit_mistakes']:,} of them wrong)"
 
 
 def print_duplicates(console: Console, told: Mapping[str, Any], *, before: bool = False) -> None:

@@ -142,6 +142,7 @@ def make_plan(
     lr_decay: float = 1.0,
     weight_decay: float = 0.0,
     allow_fresh_frozen: bool = False,
+    asked_by: str = "transfer.train",
 ) -> Plan:
     """Decides, once, what a run (or a phase of one) trains.
 
@@ -158,12 +159,13 @@ def make_plan(
       lr_decay: the factor from each group to the next one further from the head, 1 for the same rate everywhere.
       weight_decay: for all trained groups; the optimizer leaves out biases and batch norms.
       allow_fresh_frozen: train over a group that is both fresh and frozen, instead of refusing.
+      asked_by: what named `train`, for messages.
 
     Raises:
       UserError: for a group, a mode or a rate that does not exist, or a plan that trains nothing or cannot work.
     """
     names = model.groups
-    trained = read_groups("transfer.train", train, names)
+    trained = read_groups(asked_by, train, names)
     started = read_groups("transfer.fresh", fresh, names)
     modes = _modes(bn or "trained:train,frozen:eval", names, trained)
     if not 0 < lr < float("inf"):
@@ -171,7 +173,7 @@ def make_plan(
     if not 0 < lr_decay < float("inf"):
         raise UserError(f"optimizer.lr_decay={lr_decay} is not a positive number")
     own_rates = {group: _rate(group, rate) for group, rate in _pairs("optimizer.lr_groups", lr_groups, names)}
-    _refuse_fresh_frozen(names, trained, started, allow_fresh_frozen)
+    _refuse_fresh_frozen(names, trained, started, allow_fresh_frozen, asked_by)
 
     flat: dict[Path, Any] = dict(traverse_util.flatten_dict(variables["params"]))
     norms = {path[:-1] for path in traverse_util.flatten_dict(variables["batch_stats"])}
@@ -199,7 +201,7 @@ def make_plan(
         )
     plan = Plan(groups=tuple(reversed(groups)), labels=labels)
     if not plan.trainable:
-        raise UserError(f"transfer.train={train!r} trains nothing; name groups among {', '.join(names)}, or all")
+        raise UserError(f"{asked_by}={train!r} trains nothing; name groups among {', '.join(names)}, or all")
     for g in plan.groups:
         if g.trainable and not RATES[0] <= g.lr <= RATES[1]:
             raise UserError(
@@ -209,12 +211,14 @@ def make_plan(
     return plan
 
 
-def _refuse_fresh_frozen(names: Sequence[str], trained: Sequence[str], fresh: Sequence[str], allowed: bool) -> None:
+def _refuse_fresh_frozen(
+    names: Sequence[str], trained: Sequence[str], fresh: Sequence[str], allowed: bool, asked_by: str
+) -> None:
     useless = [g for g in names if g in fresh and g not in trained]
     if useless and not allowed:
         raise UserError(
             f"{', '.join(useless)} would be both fresh and frozen, so what trains above would learn from random "
-            f"features; add it to transfer.train, or say transfer.allow_fresh_frozen=True"
+            f"features; add it to {asked_by}, or say transfer.allow_fresh_frozen=True"
         )
 
 
