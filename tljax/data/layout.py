@@ -209,7 +209,8 @@ def _as_named(root: Folder, *, path: str, by_folder: bool, named: Mapping[str, s
             if (here := root.at(folder)) and not here.folders:
                 raise UserError(
                     f"data.{FIELDS[split]} names {folder!r} of {path!r}, which has "
-                    f"{counted(here.total, 'image')} and no class folders; name the folder that has a folder of each class"
+                    f"{counted(here.total, 'image')} and no class "
+                    "folders; name the folder that has a folder of each class"
                 )
     if "." in named:
         rest = named["."]
