@@ -221,3 +221,7 @@ from tljax.report.console import make_console, print_table
 print_table(make_console(), "r\xf6d\u2192", [{"class": "r\xf6d\u2192"}])
 exit_status(lambda: print("r\xf6d\u2192"))
 """
+
+
+def test_an_error_is_one_line_whatever_a_name_holds():
+    assert str(UserError("no such folder: 'a\nb\udc80 é\u202e'")) == r"no such folder: 'a\nb\udc80 é\u202e'"

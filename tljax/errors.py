@@ -7,8 +7,12 @@ class UserError(ValueError):
     """Something the user gave does not fit.
 
     The message is one line that says what is wrong and what would be right. Commands print it after `tljax: ` and
-    exit with status 2; a library user catches it like any ValueError.
+    exit with status 2; a library user catches it like any ValueError. What cannot be printed, such as the line break
+    in the name of a folder, is escaped.
     """
+
+    def __init__(self, message: str):
+        super().__init__(shown(message))
 
 
 def one_line(error: BaseException | str) -> str:
@@ -17,8 +21,8 @@ def one_line(error: BaseException | str) -> str:
 
 
 def shown(name: str) -> str:
-    """A name on one line: as it is, or what cannot be printed escaped."""
-    return name if name.isprintable() else repr(name)[1:-1]
+    """A name on one line: as it is, but what cannot be printed escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in name)
 
 
 def told(value: object) -> str:

@@ -234,7 +234,6 @@ def outside(path: Path):
         (lambda path: int("x"), "ValueError instead of UserError"),
         (lambda path: exec("raise SystemExit", {}), "compile"),
         (lambda path: (_ for _ in ()).throw(SystemExit()), "SystemExit instead of UserError"),
-        (lambda path: (_ for _ in ()).throw(UserError(f"{path} is\nbad")), "no line about the file"),
         (lambda path: (_ for _ in ()).throw(UserError("is bad")), "no line about the file"),
         (lambda path: (_ for _ in ()).throw(UserError(f"{path} {'x' * 500}")), "characters"),
         (lambda path: {"w": np.zeros(3)}, "can be written to"),
