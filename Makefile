@@ -35,7 +35,7 @@ test-slow: .venv/installed
 
 # What is counted in operations, and what rounds, also as users' programs do.
 test-optimized: .venv/installed
-	$(OPTIMIZED) -m '$(FAST) and not devices' tests/test_steps.py tests/data/test_geometry.py tests/data/test_augment.py \
+	$(OPTIMIZED) -m '$(FAST) and not devices' tests/engine/test_steps.py tests/data/test_geometry.py tests/data/test_augment.py \
 	  tests/models/test_batch_norm.py $(ARGS)
 
 # In double precision Eigen's convolutions take 7 times as long as what XLA would choose.
@@ -89,6 +89,7 @@ docs: .venv/docs
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/pyright
 
 # uv does not read pip's settings: a mirror is named by UV_DEFAULT_INDEX.

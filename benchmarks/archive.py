@@ -24,15 +24,23 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tljax.command_line import exit_status
-from tljax.errors import UserError
-from tljax.finish import PREDICTIONS, SPLITS
-from tljax.losses import predictions
-from tljax.studies.jobs import Run
-from tljax.studies.results import Findings, collect
-from tljax.studies.study import Look, Study
-from tljax.study import Asked, asked, chosen, make_parser
-from tljax.workdir import RESULT, read_arrays, read_result, write_arrays, write_json, write_whole
+from tljax.core.errors import UserError
+from tljax.metrics.accuracy import predictions
+from tljax.run_dir.files import (
+    PREDICTIONS,
+    RESULT,
+    SPLITS,
+    read_arrays,
+    read_result,
+    write_arrays,
+    write_json,
+    write_whole,
+)
+from tljax.settings.command_line import exit_status
+from tljax.study.__main__ import Asked, asked, chosen, make_parser
+from tljax.study.jobs import Run
+from tljax.study.results import Findings, collect
+from tljax.study.study import Look, Study
 
 Line = dict[str, Any]
 COUNTED = ("accuracy", "correct", "seen")

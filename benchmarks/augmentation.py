@@ -13,23 +13,23 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tljax.machine import tune_cpu
+from tljax.core.xla_flags import tune_cpu
 
 tune_cpu()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from configs import common  # noqa: E402
 from tljax.data.augment import Augmentation, make_augment  # noqa: E402
 from tljax.data.batches import train_batches  # noqa: E402
 from tljax.data.load import decode_data, open_data  # noqa: E402
-from tljax.steps import augmentation_keys, example_keys  # noqa: E402
+from tljax.engine.steps import augmentation_keys, example_keys  # noqa: E402
+from tljax.settings.fields import get_config  # noqa: E402
 
 
 def main() -> None:
     """Decodes once, lays out the batches, then runs them through the compiled augmentation, twice."""
-    config = common.get_config().data
+    config = get_config().data
     config.source, config.split = f"pets:{sys.argv[1]}", "80/20"
     data = decode_data(config, open_data(config, seed=0), resize=256, workdir=None)
     view = jax.jit(make_augment(Augmentation(size=224, rotation=10.0)))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tljax.machine import tune_cpu
+from tljax.core.xla_flags import tune_cpu
 
 tune_cpu()
 
@@ -28,16 +28,20 @@ import optax  # noqa: E402
 from rich.console import Console  # noqa: E402
 from scipy.optimize import minimize_scalar  # noqa: E402
 
-from configs import common  # noqa: E402
-from tljax import memo, trial  # noqa: E402
-from tljax.evaluation import reliability  # noqa: E402
-from tljax.experiment import prepare  # noqa: E402
-from tljax.feed import run_over  # noqa: E402
-from tljax.fields import with_fields  # noqa: E402
-from tljax.main import keep_compilations, quiet_libraries  # noqa: E402
+from tljax.core import shared_cache  # noqa: E402
+from tljax.core.process import keep_compilations, quiet_libraries  # noqa: E402
+from tljax.engine.input_pipeline import run_over  # noqa: E402
+from tljax.engine.steps import parallel_forward_step, replicate  # noqa: E402
+from tljax.metrics.calibration import (  # noqa: E402
+    fit_temperature,
+    log_probabilities,
+    reliability,
+)
 from tljax.models import Pass  # noqa: E402
-from tljax.semi.labelling import fit_temperature, log_probabilities  # noqa: E402
-from tljax.steps import parallel_forward_step, replicate  # noqa: E402
+from tljax.settings.dotted import with_fields  # noqa: E402
+from tljax.settings.fields import get_config  # noqa: E402
+from tljax.suggest import trial  # noqa: E402
+from tljax.train.setup import prepare  # noqa: E402
 
 SIZES = (10, 20, 30, 45, 60)  # images per class
 MOST = 130  # of a class, drawn ones included
@@ -66,10 +70,10 @@ def gather(data: Path, name: str, folder: Path) -> Path:
 
 def features_of(root: Path, backbone, folder: Path):
     """What reaches the head of each image, float16 `[N, ...]`; labels `[N]`; the network and its fresh variables."""
-    config = common.get_config()
+    config = get_config()
     config.data.source, config.data.split, config.pictures = f"folder:{root}", "98/1/1", False
     config = with_fields(config, trial.network_fields(config, backbone))
-    memo.begin_run()
+    shared_cache.begin_run()
     x, variables = prepare(config, folder, Console(quiet=True))
     feed = x.feed(np.arange(len(x.data.source)), once=True)
     step = parallel_forward_step(x.forward_step(0, feed, end="head"))

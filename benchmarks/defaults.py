@@ -55,7 +55,7 @@ BEFORE = {
 }  # fmt: skip
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "tljax": ("configs/folder.py", SQUEEZENET),
-    "tljax before": ("configs/common.py", SQUEEZENET | BEFORE),
+    "tljax before": ("tljax/settings/fields.py", SQUEEZENET | BEFORE),
     "tljax resnet18": ("configs/folder.py", RESNET),  # another network: beside the comparison
 }
 COSTLY = ("keras", "fastai 10", "torchvision all")  # from the cheapest

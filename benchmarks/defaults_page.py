@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.draws import SETS, SIZES
-from tljax.losses import wilson_interval
-from tljax.studies.statistics import LEVEL, holm, mcnemar, mean_interval
+from tljax.metrics.accuracy import wilson_interval
+from tljax.metrics.significance import LEVEL, holm, mcnemar, mean_interval
 
 OURS, BEFORE = "tljax", "tljax before"
 BESIDE = ("tljax resnet18",)  # another network: shown, not compared

@@ -48,12 +48,13 @@ def our_step(
     import jax.numpy as jnp
 
     from tljax.data.augment import make_normalize
-    from tljax.losses import make_loss
+    from tljax.engine.steps import make_train_step
+    from tljax.metrics.losses import make_loss
     from tljax.models import create_model, init_variables
-    from tljax.state import TrainState
-    from tljax.steps import Family, make_train_step
+    from tljax.run_dir.train_state import TrainState
     from tljax.transfer.optimizer import make_optimizer, make_schedule
     from tljax.transfer.plan import make_plan, prefix_end
+    from tljax.transfer.population import Family
 
     model = create_model(arch, num_classes=CLASSES, dtype=dtype)
     variables = init_variables(model, jax.random.key(0))
@@ -116,7 +117,7 @@ def timed(step: Callable[[], Any], wait: Callable[[], Any], steps: int) -> tuple
 
 def our_row(arch: str, plan: str, batch: int, steps: int, dtype: str, deterministic: bool) -> Row:
     """Measures this repository on the first device."""
-    from tljax.machine import make_deterministic
+    from tljax.core.xla_flags import make_deterministic
 
     if deterministic:
         make_deterministic()

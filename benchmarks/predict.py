@@ -15,16 +15,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tljax.machine import tune_cpu
+from tljax.core.xla_flags import tune_cpu
 
 tune_cpu()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from tljax.inference.batch_predict import ask, find_pictures  # noqa: E402
 
-from tljax.classifier import load  # noqa: E402
 from tljax.data.decode import Unreadable  # noqa: E402
-from tljax.predict import ask, find_pictures  # noqa: E402
+from tljax.inference.classifier import load  # noqa: E402
 
 
 def main() -> None:

@@ -29,11 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import archive
 from benchmarks.defaults import RECIPES
 from benchmarks.defaults_page import make_page
-from tljax.errors import UserError, one_line
-from tljax.studies import LOOKS, STUDIES, statistics, table, verdicts
-from tljax.studies import look as looks
-from tljax.studies.results import Findings, Row, measure
-from tljax.workdir import write_whole
+from tljax.core.errors import UserError, one_line
+from tljax.metrics import significance
+from tljax.run_dir.files import write_whole
+from tljax.study import LOOKS, STUDIES, table, verdicts
+from tljax.study import look as looks
+from tljax.study.results import Findings, Row, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, TEMPLATES = ROOT / "docs" / "results", ROOT / "benchmarks" / "pages"
@@ -183,7 +184,7 @@ def by_seed(found: Findings, row: str, name: str = "test", digits: int = 1) -> s
 
 def interval(found: Findings, row: str, name: str = "test") -> str:
     """Student's 95% interval of a mean over seeds, in percent."""
-    ends = statistics.mean_interval(row_of(found, row).values(name), share=True)
+    ends = significance.mean_interval(row_of(found, row).values(name), share=True)
     if ends is None:
         raise Stale(f"{row} has one seed: no interval")
     return table.span(ends)

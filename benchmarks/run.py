@@ -29,7 +29,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from tljax.machine import tune_cpu  # noqa: E402
+from tljax.core.xla_flags import tune_cpu  # noqa: E402
 
 tune_cpu()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -38,9 +38,9 @@ import jax  # noqa: E402
 
 from benchmarks.gpu import flops_of, our_step  # noqa: E402
 from benchmarks.sides import Peer, machine, run_ours  # noqa: E402
-from configs import common  # noqa: E402
 from tljax.data.load import open_data  # noqa: E402
-from tljax.losses import wilson_interval  # noqa: E402
+from tljax.metrics.accuracy import wilson_interval  # noqa: E402
+from tljax.settings.fields import get_config  # noqa: E402
 
 WHOLE = os.environ.get("BENCH_FULL") == "1"
 GRID_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -68,7 +68,7 @@ class Bench:
 
     def peer_data(self, data: dict[str, Any]) -> float:
         """Gives the peer a data set, split as ours splits it; its seconds of decoding."""
-        config = common.get_config()
+        config = get_config()
         config.data.source, config.data.split = data["data.source"], data["data.split"]
         listed = open_data(config.data, seed=0)
         answer = self.ask(
@@ -81,7 +81,7 @@ class Bench:
         """A whole run of ours: its result.json, with `wall` seconds and `peak` bytes of the process."""
         self.runs += 1
         workdir, cache = self.scratch / f"run{self.runs}", self.scratch / f"cache{self.runs}"
-        return run_ours("configs/common.py", overrides, workdir, cache)
+        return run_ours("tljax/settings/fields.py", overrides, workdir, cache)
 
     def peer_epochs(self, recipes: Sequence[dict[str, Any]], epochs: int) -> tuple[float, bool]:
         """Seconds of all epochs of all members on the peer, each validated; whether they were extrapolated."""

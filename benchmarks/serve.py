@@ -20,14 +20,14 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tljax.machine import tune_cpu  # noqa: E402
+from tljax.core.xla_flags import tune_cpu  # noqa: E402
 
 tune_cpu()
 
 import jax  # noqa: E402
 
-from tljax.classifier import load  # noqa: E402
-from tljax.explain import BEST, make_grad_cam  # noqa: E402
+from tljax.inference.classifier import load  # noqa: E402
+from tljax.inference.grad_cam import BEST, make_grad_cam  # noqa: E402
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -1,6 +1,6 @@
 """What `tljax.suggest` says, held against what full runs then give.
 
-python benchmarks/suggest.py --data ../shared/data --out suggest.json [--only NAME]
+python benchmarks/suggest.py --data ../shared/data --out suggest_command.json [--only NAME]
 
 Each case has data and a plan. Full runs train every backbone at every rate, with random crops and flips (two kept
 views) and 64 pixels unless said, and are tested once. Suggest sees the case's training and validation images alone.
@@ -16,18 +16,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tljax.machine import tune_cpu
+from tljax.core.xla_flags import tune_cpu
 
 tune_cpu()
 
 import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from configs import common  # noqa: E402
-from tljax import memo, suggest, suggestion, train, trial  # noqa: E402
-from tljax.losses import wilson_interval  # noqa: E402
-from tljax.main import keep_compilations, quiet_libraries  # noqa: E402
-from tljax.probe import cross_validate, make_folds, suspects  # noqa: E402
+from tljax.core import shared_cache  # noqa: E402
+from tljax.core.process import keep_compilations, quiet_libraries  # noqa: E402
+from tljax.metrics.accuracy import wilson_interval  # noqa: E402
+from tljax.settings.fields import get_config  # noqa: E402
+from tljax.suggest import __main__ as suggest_command  # noqa: E402
+from tljax.suggest import suggestion, trial  # noqa: E402
+from tljax.suggest.probe import cross_validate, make_folds, suspects  # noqa: E402
+from tljax.train import single_run  # noqa: E402
 
 QUIET = Console(quiet=True)
 ANIMALS = ("dog", "elephant", "giraffe", "horse")
@@ -57,7 +60,7 @@ CASES = {
 def make_config(data: Path, links: Path, name: str, seed: int = 0):
     """A case's config, as a user would write it."""
     kind, classes, fields, plan = CASES[name]
-    config = common.get_config()
+    config = get_config()
     if kind == "pacs":
         root = data / "pacs_cartoon"
         if classes:
@@ -84,7 +87,7 @@ def full_runs(config, backbones, rates, folder: Path):
         fields = trial.network_fields(config, backbone) | {"transfer.train": trial.train_of(config, backbone)}
         own = trial.with_fields(config, fields | {"population.lr": tuple(rates)})
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            train.run(own, Path(place) / "run", console=QUIET)
+            single_run.run(own, Path(place) / "run", console=QUIET)
             right: dict[str, list] = {"val": [], "test": []}
             for member in sorted((Path(place) / "run" / "members").iterdir()):
                 told = np.load(member / "predictions.npz")
@@ -108,9 +111,9 @@ def judge_rate(right, rates, lr):
 def run_case(name, data, backbones, folder: Path, seed: int):
     """Suggests, runs in full, compares."""
     config, last = make_config(data, folder, name, seed), CASES[name][3] == "last"
-    rates = list(suggest.RATES if last else suggest.HEAD_RATES)
+    rates = list(suggest_command.RATES if last else suggest_command.HEAD_RATES)
     began = time.perf_counter()
-    said = suggest.suggest(config, backbones, layers=False, console=QUIET)
+    said = suggest_command.suggest(config, backbones, layers=False, console=QUIET)
     seconds = time.perf_counter() - began
     full = full_runs(config, backbones, rates, folder)
     chosen, lr = str(said.best.backbone), said.fields["optimizer.lr"]
@@ -188,7 +191,7 @@ def main() -> None:
         f"resnet18:layer3={args.data}/resnet18_to_layer3-imagenet.pth"
     )
     rows = []
-    with tempfile.TemporaryDirectory() as place, memo.sharing():
+    with tempfile.TemporaryDirectory() as place, shared_cache.sharing():
         for name in () if args.labels else args.only or CASES:
             rows.append(run_case(name, args.data.resolve(), backbones, Path(place), args.seed))
             print(json.dumps(rows[-1]), flush=True)

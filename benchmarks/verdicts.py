@@ -17,9 +17,9 @@ from scipy import special, stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tljax.studies.statistics import LEVEL, Difference, binomial_variance, one_more_run, paired, variance_over_images
-from tljax.studies.study import MARGIN
-from tljax.studies.verdicts import HELD, REFUTED, corrected, judge
+from tljax.metrics.significance import LEVEL, Difference, binomial_variance, one_more_run, paired, variance_over_images
+from tljax.study.study import MARGIN
+from tljax.study.verdicts import HELD, REFUTED, corrected, judge
 
 ACCURACY, SHARED, METHOD = 0.8, 0.75, 0.1
 FAMILY = 8

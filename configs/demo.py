@@ -7,11 +7,11 @@ Last stage + head ends clearly above training from scratch; the intervals do not
 
 import ml_collections
 
-from configs import common
+from tljax.settings import fields
 
 
 def get_config():
-    config = common.get_config()
+    config = fields.get_config()
     with config.unlocked():
         config.demo = ml_collections.ConfigDict({"source_epochs": 8, "source_lr": 3e-3})
     config.run = "demo"

@@ -8,14 +8,14 @@ which views, and which epoch is tested is chosen for the images at hand and said
 
 from ml_collections.config_dict import placeholder
 
-from configs import common
+from tljax.settings import fields
 
 
 def get_config():
-    config = common.get_config()
+    config = fields.get_config()
     config.data.source = "folder:photos"
     config.data.split = "auto"
-    # Chosen for the images at hand, see tljax/recipe.py.
+    # Chosen for the images at hand, see tljax/train/recipe.py.
     config.epochs, config.epoch_steps, config.select = placeholder(int), placeholder(int), placeholder(str)
     config.optimizer.lr, config.optimizer.lr_groups = placeholder(float), placeholder(str)
     config.schedule.name, config.model.head_init = placeholder(str), placeholder(str)

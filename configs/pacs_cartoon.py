@@ -5,11 +5,11 @@
 SqueezeNet 1.0, head only, Adam 1e-3, 80/20: 78 to 85% of the 466 validation images after 6 epochs.
 """
 
-from configs import common
+from tljax.settings import fields
 
 
 def get_config():
-    config = common.get_config()
+    config = fields.get_config()
     config.data.source = "folder:pacs_cartoon"
     config.data.split = "80/20"
     config.epochs = 6

@@ -1,10 +1,10 @@
 """Report 001's pseudo-labels on PACS cartoon: SqueezeNet's classifier, 10% of the labels, three rounds of students."""
 
-from configs import common
+from tljax.settings import fields
 
 
 def get_config():
-    config = common.get_config().unlock()
+    config = fields.get_config().unlock()
     config.epochs, config.batch_size = 5, 32
     config.data.source = "folder:pacs_cartoon"
     config.data.split = "40/10/50"

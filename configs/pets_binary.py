@@ -3,11 +3,11 @@
 python -m tljax.main --config configs/pets_binary.py
 """
 
-from configs import common
+from tljax.settings import fields
 
 
 def get_config():
-    config = common.get_config()
+    config = fields.get_config()
     config.data.source = "tfds:oxford_iiit_pet"
     config.data.label = "species"
     config.data.split = "70/20/10"

@@ -6,11 +6,11 @@
 Last stage and head, Adam 7.2e-5, flips, rotation of up to 10 degrees, random resized crops, batch norm trained.
 """
 
-from configs import common
+from tljax.settings import fields
 
 
 def get_config():
-    config = common.get_config()
+    config = fields.get_config()
     config.data.source = "tfds:oxford_iiit_pet"
     config.data.label = "breed"
     config.data.split = "70/20/10"

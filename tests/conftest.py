@@ -25,7 +25,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from tests.commands import QUICK  # noqa: E402
-from tljax.machine import choose_libraries, compile_quickly, forget_programs  # noqa: E402
+from tljax.core.xla_flags import choose_libraries, compile_quickly, forget_programs  # noqa: E402
 
 # What users compute with takes five times as long to compile; TLJAX_TEST_OPTIMIZED asks for it.
 if QUICK:
@@ -40,8 +40,8 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from tests import tiny  # noqa: E402
-from tljax import train  # noqa: E402
 from tljax.report.console import make_console  # noqa: E402
+from tljax.train import single_run  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Python would go through all that JAX and its programs keep again and again: 7% of the time.
@@ -91,7 +91,7 @@ def photos(once):
 def finished(once):
     """The folder of a finished run over `photos`, of three epochs, with pictures."""
     config = tiny.make_config(once("photos", tiny.make_folder), pictures=True)
-    return once("run", lambda workdir: train.run(config, workdir, console=make_console(quiet=True)))
+    return once("run", lambda workdir: single_run.run(config, workdir, console=make_console(quiet=True)))
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +100,7 @@ def one_logit(once):
     photos = once("photos", tiny.make_folder)
     pair = once("pair", lambda folder: shutil.copytree(photos, folder, ignore=shutil.ignore_patterns("green")))
     config = tiny.make_config(pair, loss__name="sigmoid", epochs=4)
-    return once("one-logit", lambda workdir: train.run(config, workdir, console=make_console(quiet=True)))
+    return once("one-logit", lambda workdir: single_run.run(config, workdir, console=make_console(quiet=True)))
 
 
 @pytest.fixture(scope="session")

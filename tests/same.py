@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tljax.checkpoint import saved_steps
-from tljax.workdir import FREE
+from tljax.run_dir.checkpoint import saved_steps
+from tljax.run_dir.files import FREE
 
 TIMES = {"seconds", "images_per_second", "waited_for_input", "first_step_seconds", "first_step", "validation_seconds",
          "expected_seconds", "clocks", "digest"}  # fmt: skip

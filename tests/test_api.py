@@ -13,7 +13,7 @@ from PIL import Image
 
 import tljax
 from tests import tiny
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"split": "50/25/25", "train": "all", "model": {"weights": "None", "width": 4, "blocks": (1, 1)}, "epochs": 2,
@@ -59,8 +59,8 @@ def test_a_config_begins_with_the_defaults_of_a_file(tmp_path):
 
     assert tljax.config("folder:photos").to_dict() == folder.get_config().to_dict()
     assert tljax.config(base="pets_ft").to_dict() == pets_ft.get_config().to_dict()
-    (tmp_path / "own.py").write_text("from configs import common\n\ndef get_config():\n    c = common.get_config()\n"
-                                     "    c.epochs = 77\n    return c\n")  # fmt: skip
+    (tmp_path / "own.py").write_text("from tljax.settings import fields\n\ndef get_config():\n"
+                                     "    c = fields.get_config()\n    c.epochs = 77\n    return c\n")  # fmt: skip
     assert tljax.config(base=tmp_path / "own.py").epochs == 77
 
 
@@ -73,9 +73,9 @@ def test_a_config_begins_with_the_defaults_of_a_file(tmp_path):
         ({"epochs": 1.5}, "epochs=1.5 does not fit; it takes a value such as 10"),
         ({"population": {"lr": 1e-3}}, "population.lr=0.001 does not fit; it takes values in brackets, such as (0.1"),
         ({"memory_gb": 1}, "say cache={'memory_gb': ...} or data={'memory_gb': ...}"),
-        ({"base": "foldr"}, "there are common, demo, folder"),
-        ({"base": ConfigDict({"a": "x" * 3000})}, "there are common, demo, folder"),
-        ({"base": "x\0"}, "there are common, demo, folder"),
+        ({"base": "foldr"}, "there are demo, folder"),
+        ({"base": ConfigDict({"a": "x" * 3000})}, "there are demo, folder"),
+        ({"base": "x\0"}, "there are demo, folder"),
         ({"lr": 10**400}, "optimizer.lr=1000"),
         ({"lr": 10**5000}, "optimizer.lr=a value of type int does not fit"),
         ({"lr_decay": -(10**400)}, "does not fit; it takes a value such as 1.0"),
@@ -344,7 +344,8 @@ def test_a_population_has_members_which_are_runs(population, photos):
 
 @pytest.mark.slow
 def test_import_leaves_jax_alone_until_something_is_asked_for():
-    words = ("import sys, tljax; assert 'jax' not in sys.modules; from tljax.predict import find_pictures; "
+    words = ("import sys, tljax; assert 'jax' not in sys.modules; "
+             "from tljax.inference.batch_predict import find_pictures; "
              "assert 'jax' not in sys.modules; assert callable(tljax.predict); tljax.plan; "
              "assert callable(tljax.predict) and callable(tljax.evaluate)")  # fmt: skip
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", words], check=True, cwd=ROOT)

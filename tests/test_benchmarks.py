@@ -10,7 +10,8 @@ import pytest
 from benchmarks import defaults, defaults_page, draws
 from tests import commands
 from tljax.data.folder import open_folder
-from tljax.fields import config, with_fields
+from tljax.settings.dotted import with_fields
+from tljax.settings.fields import get_config
 
 
 def bench(shared, *arguments, driver="run"):
@@ -185,4 +186,4 @@ def test_what_is_missing_is_said_and_not_compared():
 
 
 def test_what_it_was_is_fields_that_there_are():
-    assert with_fields(config("folder:photos", base="common"), defaults.BEFORE).optimizer.lr == 1e-3
+    assert with_fields(get_config(), defaults.BEFORE).optimizer.lr == 1e-3

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
+from tljax.settings.fields import get_config
 from tools import docs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +18,7 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")]
 )
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-CONFIG = common.get_config()
+CONFIG = get_config()
 PARTS = [name for name in CONFIG if hasattr(CONFIG[name], "keys")]
 # What tools/docs.py writes; --strict looks after links to it.
 MADE = {"reference/config.md", "reference/commands.md", "changelog.md", "speed.md"}
@@ -52,7 +52,8 @@ def commands_of(page: Path) -> list[tuple[str, list[str]]]:
 def flags_of(name: str, part: str = "") -> frozenset[str]:
     """The flags that a command's --help shows."""
     out = StringIO()
-    main = importlib.import_module(f"tljax.{name}").main
+    module = importlib.import_module(f"tljax.{name}")
+    main = (importlib.import_module(f"tljax.{name}.__main__") if hasattr(module, "__path__") else module).main
     with redirect_stdout(out), suppress(SystemExit):
         main(["tljax.main", "--help"] if name == "main" else [*filter(None, [part]), "--help"])
     flags = set(re.findall(r"(--?(?:\[no\])?[a-z][\w-]*)", out.getvalue()))
@@ -66,7 +67,7 @@ def fields() -> set[str]:
 
 def unknown_flags(name: str, words: list[str]) -> list[str]:
     """What among a command's words is neither a flag of it nor a field."""
-    if not (ROOT / "tljax" / f"{name}.py").is_file():
+    if not any((ROOT / "tljax" / file).is_file() for file in (f"{name}.py", f"{name}/__main__.py")):
         return [f"tljax.{name}"]
     wrong = []
     for word in words:
@@ -124,7 +125,9 @@ def test_links_lead_to_files(page):
 
 
 def test_every_field_is_on_its_page_with_its_default():
-    told = {field.name: field for field in docs.read_fields((ROOT / "configs" / "common.py").read_text("utf-8"))}
+    told = {
+        field.name: field for field in docs.read_fields((ROOT / "tljax" / "settings" / "fields.py").read_text("utf-8"))
+    }
     assert set(told) == fields()
     assert told["data.val"].default == "0.2"
     assert told["data.val"].meaning == "share of train that becomes validation where the split has none"

@@ -16,11 +16,13 @@ import pytest
 from PIL import Image
 
 from tests import commands, tiny
-from tljax import predict, runs
-from tljax.classifier import load
-from tljax.errors import UserError
+from tljax import predict
+from tljax.core.errors import UserError
+from tljax.inference import batch_predict
+from tljax.inference.classifier import load
+from tljax.metrics.calibration import log_probabilities
 from tljax.report.console import make_console
-from tljax.semi.labelling import log_probabilities
+from tljax.train import runs
 
 QUIET = make_console(quiet=True)
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,8 +39,8 @@ def logits_of(classifier, photos, names):
 
 
 def ask(workdir, *names, **options):
-    pictures = predict.find_pictures([str(name) for name in names], lambda: b"")
-    return list(predict.ask(load(workdir), pictures, **options))
+    pictures = batch_predict.find_pictures([str(name) for name in names], lambda: b"")
+    return list(batch_predict.ask(load(workdir), pictures, **options))
 
 
 def test_the_loaded_network_says_what_the_run_said(finished, photos):
@@ -143,7 +145,7 @@ def test_any_size_and_orientation_and_a_reason_for_what_cannot_be_read(finished,
 
 def test_names_from_patterns_folders_and_standard_input(photos):
     def names(*given, stdin=b""):
-        return [picture.name for picture in predict.find_pictures(given, lambda: stdin)]
+        return [picture.name for picture in batch_predict.find_pictures(given, lambda: stdin)]
 
     assert names(f"{photos}/*/00[01].png") == [f"{photos}/{c}/00{i}.png" for c in tiny.CLASSES for i in (0, 1)]
     assert names(str(photos / "red")) == [f"{photos}/red/{i:03}.png" for i in range(24)]
@@ -157,7 +159,7 @@ def test_names_from_patterns_folders_and_standard_input(photos):
             assert names("-", stdin=file.getvalue()) == ["-"] or kind == "PPM", kind
     assert names("-", "c.png", stdin=b"a.png\n\nb c.png\r\n") == ["a.png", "b c.png", "c.png"]
     picture = (photos / "red/000.png").read_bytes()
-    (found,) = predict.find_pictures(["-"], lambda: picture)
+    (found,) = batch_predict.find_pictures(["-"], lambda: picture)
     assert (found.name, found.read()) == ("-", picture)
     with pytest.raises(UserError, match="matches no file"):
         names("nothing/*.png")
@@ -167,7 +169,9 @@ def test_names_from_patterns_folders_and_standard_input(photos):
 
 def test_a_name_with_brackets_that_exists_is_a_file(tmp_path):
     (tmp_path / "cat[1].png").touch()
-    assert [p.name for p in predict.find_pictures([str(tmp_path / "cat[1].png")], bytes)] == [f"{tmp_path}/cat[1].png"]
+    assert [p.name for p in batch_predict.find_pictures([str(tmp_path / "cat[1].png")], bytes)] == [
+        f"{tmp_path}/cat[1].png"
+    ]
 
 
 def run(*arguments, stdin=b""):
@@ -193,11 +197,11 @@ def test_standard_files_that_are_closed_are_empty(finished, photos):
 
 
 def test_standard_input_without_an_end_is_refused(monkeypatch):
-    monkeypatch.setattr(predict, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(batch_predict, "LARGEST_FILE", 1 << 20)
     with open("/dev/zero") as endless:
         monkeypatch.setattr(sys, "stdin", endless)
         with pytest.raises(UserError, match="standard input has more than 1 GiB"):
-            predict.read_stdin()
+            batch_predict.read_stdin()
 
 
 def said(capsys, *arguments):

@@ -10,9 +10,9 @@ import pytest
 
 from tests import commands
 from tests.local_tfds import prepare_pets
-from tljax.convert.names import to_torch
-from tljax.convert.weights_file import write_safetensors
 from tljax.models import create_model, init_variables
+from tljax.weights.torch_names import to_torch
+from tljax.weights.weights_file import write_safetensors
 
 pytestmark = pytest.mark.real_data
 
@@ -61,8 +61,8 @@ def test_weights_that_lack_a_stage_say_what_to_write(shared, tmp_path):
 WITH_STAND_IN = """
 import sys
 from tljax import main
-from tljax.convert import pretrained
-pretrained.FILES["imagenet"]["resnet34"] = sys.argv.pop(1)
+from tljax.weights import hub
+hub.FILES["imagenet"]["resnet34"] = sys.argv.pop(1)
 sys.exit(main.main(["main", *sys.argv[1:]]))
 """
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks import archive, reviewer
-from tljax import study
-from tljax.errors import UserError
-from tljax.studies.jobs import make_config
-from tljax.studies.results import collect
-from tljax.studies.table import markdown
+from tljax.core.errors import UserError
+from tljax.study import __main__ as study_command
+from tljax.study.jobs import make_config
+from tljax.study.results import collect
+from tljax.study.table import markdown
 
 COMMAND = (
     "run", "002-table3", "--search", "optimizer.lr=0.01,0.001", "--data", "pacs-cartoon=folder:cartoons", "--set",
@@ -98,7 +98,7 @@ def test_what_is_packed_and_unpacked_is_the_same_study(tmp_path, part):
 
 def test_an_unpacked_study_has_its_report(tmp_path, part, capsys):
     archive.unpack(part, tmp_path)
-    assert study.main(["report", *COMMAND[1:], "--folder", str(tmp_path)]) == 0
+    assert study_command.main(["report", *COMMAND[1:], "--folder", str(tmp_path)]) == 0
     assert "| Adam | 81.78 % (76.4 to 86.2) |" in capsys.readouterr().out
 
 

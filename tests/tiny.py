@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
-from tljax import runs, train
+from tljax.core.signals import Interrupted
 from tljax.data import load
-from tljax.interrupt import Interrupted
 from tljax.report.console import make_console
+from tljax.settings.fields import get_config
+from tljax.train import runs, trainer
 
 CLASSES = ("blue", "green", "red")
 
@@ -39,7 +39,7 @@ def make_folder(root: Path, *, per_class: int = 24, side: int = 40) -> Path:
 
 def make_config(folder: Path, **overrides: Any) -> Any:
     """A run of seconds on a folder; overrides by dotted name, dots as double underscores."""
-    config = common.get_config()
+    config = get_config()
     settings = {
         "data__source": f"folder:{folder}", "data__split": "50/25/25", "data__resize": 40, "data__size": 32,
         "model__weights": "None", "model__width": 4, "model__blocks": (1, 1), "transfer__train": "all",
@@ -73,7 +73,7 @@ def permute_labels(monkeypatch: Any, config: Any, split: str) -> None:
 
 def interrupted_after(config: Any, workdir: Path, steps: int, monkeypatch: Any) -> None:
     """Runs until `steps` updates are made, then gets SIGTERM."""
-    real, count = train.parallel_train_step, 0
+    real, count = trainer.parallel_train_step, 0
 
     def counting(step):
         run = real(step)
@@ -89,6 +89,6 @@ def interrupted_after(config: Any, workdir: Path, steps: int, monkeypatch: Any) 
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "parallel_train_step", counting)
+        patch.setattr(trainer, "parallel_train_step", counting)
         with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
             runs.run(config, workdir, console=make_console(quiet=True))

@@ -23,8 +23,8 @@ from typing import Any
 
 from tests import tiny
 from tests.same import differences
-from tljax.machine import compile_quickly
-from tljax.workdir import LOCK
+from tljax.core.xla_flags import compile_quickly
+from tljax.run_dir.files import LOCK
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {

@@ -34,7 +34,7 @@ def import_api() -> Any:
     """The module of the functions, whose libraries leave the process as it was."""
     if "tljax.api" in sys.modules:
         return importlib.import_module("tljax.api")  # which waits for a thread that is importing it
-    from tljax.guest import importing
+    from tljax.core.guest import importing
 
     with importing():
         return importlib.import_module("tljax.api")

@@ -1,9 +1,11 @@
 """tljax from Python: what the commands do, as functions that give back objects.
 
-A mistake raises `tljax.errors.UserError`, a ValueError of one line, before anything is trained; Ctrl-C, or a notebook's
-stop button, raises `tljax.interrupt.Interrupted` once everything is saved, and the same `fit` goes on from there.
+A mistake raises `tljax.core.errors.UserError`, a ValueError of one line, before anything is trained; Ctrl-C, or a
+notebook's stop button, raises `tljax.core.signals.Interrupted` once everything is saved, and the same `fit` goes on
+from there.
 
-No call leaves the process other than it was: see `tljax.guest`, and `setup_process` for a process that is tljax's own.
+No call leaves the process other than it was: see `tljax.core.guest`, and `setup_process` for a process that is
+tljax's own.
 """
 
 import contextlib
@@ -21,32 +23,42 @@ import numpy as np
 import PIL.Image
 from ml_collections import ConfigDict
 
-from tljax import classifier as classifiers
-from tljax import predict as asking
-from tljax import runs
-from tljax import workdir as folders
-from tljax.checks import check
-from tljax.convert.pretrained import FILES
+from tljax.core.errors import UserError, counted, few, one_line, shorten, told
+from tljax.core.guest import visiting
+from tljax.core.process import keep_compilations, quiet_libraries
+from tljax.core.xla_flags import tune_cpu
 from tljax.data import content
 from tljax.data.folder import ASK, open_labeled
 from tljax.data.load import check_labels, listing_once, named_folders, open_data, open_source
 from tljax.data.pixels import content_of
 from tljax.data.source import Source
-from tljax.errors import UserError, counted, few, one_line, shorten, told
-from tljax.evaluation import FITTED, by_class, chose_epoch, confusion, images_in_words, reliability
-from tljax.experiment import head_outputs, outline, plans_of
-from tljax.fields import SOURCES, check_fields, config
-from tljax.finish import PREDICTIONS, SPLITS
-from tljax.guest import visiting
-from tljax.losses import make_loss, predictions, score, wilson_interval
-from tljax.machine import tune_cpu
-from tljax.main import keep_compilations, quiet_libraries
+from tljax.inference import batch_predict
+from tljax.inference import classifier as classifiers
+from tljax.inference.batch_predict import Answer, Picture
+from tljax.metrics.accuracy import (
+    by_class,
+    chose_epoch,
+    confusion,
+    images_in_words,
+    predictions,
+    score,
+    wilson_interval,
+)
+from tljax.metrics.calibration import FITTED, reliability
+from tljax.metrics.losses import make_loss
 from tljax.models import variable_shapes
-from tljax.predict import Answer, Picture
-from tljax.recipe import DEFAULTS, Choice, choose
 from tljax.report import console as console_lib
-from tljax.transfer.initial import find_weights
+from tljax.run_dir import files as folders
+from tljax.run_dir.files import PREDICTIONS, SPLITS
+from tljax.settings.build import SOURCES, config
+from tljax.settings.validate import check_fields
+from tljax.train import runs
+from tljax.train.checks import check
+from tljax.train.recipe import DEFAULTS, Choice, choose
+from tljax.train.setup import head_outputs, outline, plans_of
 from tljax.transfer.plan import Phase, Plan, plan_tables
+from tljax.weights.hub import FILES
+from tljax.weights.initial import find_weights
 
 Image = str | Path | bytes | bytearray | memoryview | BinaryIO | np.ndarray | PIL.Image.Image
 """A file, a folder with all in it, a pattern; the bytes of a file, or a file opened for reading bytes; pixels as
@@ -390,7 +402,7 @@ def evaluate(
         return found
 
     pictures = [Picture(source.names[i], functools.partial(read, i)) for i in indices.tolist()]
-    found = list(asking.logits_of(network, pictures, batch_size=batch_size))
+    found = list(batch_predict.logits_of(network, pictures, batch_size=batch_size))
     right = [i for i, one in enumerate(found) if not isinstance(one, str)]
     bad = [(pictures[i].name, one) for i, one in enumerate(found) if isinstance(one, str)]
     if not right:
@@ -566,7 +578,7 @@ def predict(
     for number, image in enumerate(map(_content, several)):
         if isinstance(image, str | Path):
             folders.check_nul(f"picture {number}", str(image))
-            pictures += asking.find_pictures([str(image)], bytes)
+            pictures += batch_predict.find_pictures([str(image)], bytes)
         elif isinstance(image, bytes | np.ndarray | PIL.Image.Image):
             pictures.append(Picture(f"picture {number}", lambda image=image: image))
         else:
@@ -575,7 +587,7 @@ def predict(
             )
     if not pictures:
         raise UserError("no pictures there; name files, folders or patterns")
-    return list(asking.ask(run.classifier, pictures, batch_size=batch_size, top=top, flips=flips))
+    return list(batch_predict.ask(run.classifier, pictures, batch_size=batch_size, top=top, flips=flips))
 
 
 def _content(image: Any) -> Any:

@@ -6,10 +6,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from tljax import train
-from tljax import workdir as folders
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 from tljax.report import console as console_lib
+from tljax.run_dir import files as folders
+from tljax.train import single_run
 from tljax.transfer.population import is_population
 
 WAYS = {  # name, what trains; None weights mean from scratch
@@ -94,7 +94,7 @@ def _run(config: Any, workdir: Path, console: Console, title: str) -> dict[str, 
     if done is not None:
         return done
     console.rule(title, align="left")
-    return train.run(config, workdir, console=console)
+    return single_run.run(config, workdir, console=console)
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 from absl import logging
 
-from tljax import workdir as folders
-from tljax.checkpoint import saved_steps, saved_tree
-from tljax.command_line import OneLineParser, exit_status
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 from tljax.models import create_model
 from tljax.report.console import make_console, print_table
+from tljax.run_dir import files as folders
+from tljax.run_dir.checkpoint import saved_steps, saved_tree
+from tljax.settings.command_line import OneLineParser, exit_status
 
 
 def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

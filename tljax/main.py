@@ -2,29 +2,25 @@
 
 python -m tljax.main                                   the demo: no data, no downloads
 python -m tljax.main --config configs/folder.py --config.data.source=folder:PATH
-python -m tljax.main --config configs/pets_ft.py       see configs/common.py for every field
+python -m tljax.main --config configs/pets_ft.py       see tljax/settings/fields.py for every field
 """
 
 import contextlib
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
-from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from tljax.command_line import parse, run_flags
-from tljax.errors import UserError
-from tljax.guest import ENVIRONMENT, LEVELS, is_closed_loop
-from tljax.machine import make_deterministic, tune_cpu
-from tljax.workdir import named
+from tljax.core.errors import UserError
+from tljax.core.process import keep_compilations, quiet_libraries
+from tljax.core.xla_flags import make_deterministic, tune_cpu
+from tljax.run_dir.files import named
+from tljax.settings.command_line import CONFIGS, parse, run_flags
 
-DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+DEFAULT = CONFIGS / "demo.py"
 
 
 def make_flags() -> flags.FlagValues:
@@ -49,23 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_flags(argv, make_flags(), __doc__, dispatch)
 
 
-def quiet_libraries() -> None:
-    """Keeps what libraries log from burying what a run says, for good: a command owns its process."""
-    absl_logging.use_absl_handler()
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    sys.unraisablehook = hide_closed_loops
-    for name in ("jax", "urllib3"):
-        logging.getLogger(name).setLevel(LEVELS[name])
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-
-
-def hide_closed_loops(told: "sys.UnraisableHookArgs") -> None:
-    """Prints what Python cannot raise, but for what is no news."""
-    if not is_closed_loop(told):
-        sys.__unraisablehook__(told)
-
-
 def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     began = time.perf_counter()
     config, path = parse(argv, values, default=DEFAULT)
@@ -82,7 +61,9 @@ def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     tune_cpu()
     if config.get("deterministic"):
         make_deterministic()
-    from tljax import demo, processes, runs  # JAX after the flags: a mistake is answered at once
+    from tljax import demo  # JAX after the flags: a mistake is answered at once
+    from tljax.distributed import launch  # JAX after the flags: a mistake is answered at once
+    from tljax.train import runs  # JAX after the flags: a mistake is answered at once
 
     keep_compilations()
     kinds = {"train": runs.run, "demo": demo.run}
@@ -91,7 +72,7 @@ def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     with contextlib.ExitStack() as stack:
         if several:
             stack.enter_context(
-                processes.joined(
+                launch.joined(
                     values.coordinator, values.processes, values.process, patience=values.patience, workdir=workdir
                 )
             )
@@ -107,26 +88,6 @@ def check_processes(config: ConfigDict, values: flags.FlagValues) -> None:
         raise UserError(f"--process={values.process} is not one of --processes={values.processes}, from 0")
     if config.get("run") == "demo":
         raise UserError("the demo runs in one process; leave --processes out")
-
-
-def keep_compilations(*, small: bool = False) -> None:
-    """Lets JAX keep compiled programs on disk, so that a program is compiled once; also those of less than a second if
-    `small`.
-
-    They lie in JAX_COMPILATION_CACHE_DIR, else in `xla` under TLJAX_CACHE or ~/.cache/tljax.
-    """
-    import jax
-
-    # JAX writes entries in place: one that another process is writing, or was killed at, is compiled anew all the same.
-    warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        try:
-            folder = Path(os.environ.get("TLJAX_CACHE") or "~/.cache/tljax").expanduser() / "xla"
-        except RuntimeError:  # a user without a home compiles anew each time
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    if small:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 if __name__ == "__main__":

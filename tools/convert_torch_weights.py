@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from tljax.command_line import OneLineParser, exit_status
-from tljax.convert.names import flatten, to_torch
-from tljax.convert.pretrained import check_hash
-from tljax.convert.weights_file import load_weights, save_weights, sha256_of, write_safetensors
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 from tljax.models import MODELS, create_model, variable_shapes
-from tljax.transfer.merge import compare
+from tljax.settings.command_line import OneLineParser, exit_status
+from tljax.weights.hub import check_hash
+from tljax.weights.merge import compare
+from tljax.weights.torch_names import flatten, to_torch
+from tljax.weights.weights_file import load_weights, save_weights, sha256_of, write_safetensors
 
 
 def convert(arch: str, source: Path, out: Path, *, back: bool = False, force: bool = False) -> str:

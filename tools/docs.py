@@ -19,7 +19,7 @@ LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
 
 
 class Field(NamedTuple):
-    """A field of configs/common.py.
+    """A field of tljax/settings/fields.py.
 
     Attributes:
       name: with dots, without `config.`.
@@ -67,7 +67,7 @@ def fields_page() -> str:
     ]
     table = ["", '<div class="fields" markdown>', "", "| field | default | meaning |", "|---|---|---|"]
     out += table
-    for field in read_fields((ROOT / "configs" / "common.py").read_text(encoding="utf-8")):
+    for field in read_fields((ROOT / "tljax" / "settings" / "fields.py").read_text(encoding="utf-8")):
         if not field.default:
             out += ["", "</div>", "", f"## {field.name}", "", _plain(field.meaning), *table]
             continue
@@ -85,7 +85,9 @@ def _plain(words: str) -> str:
 
 def commands() -> list[str]:
     """The modules that are commands for people: `python -m tljax.X --help` says something."""
-    texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted((ROOT / "tljax").glob("*.py"))}
+    files = {file.stem: file for file in (ROOT / "tljax").glob("*.py")}
+    files |= {file.parent.name: file for file in (ROOT / "tljax").glob("*/__main__.py")}
+    texts = {name: file.read_text(encoding="utf-8") for name, file in sorted(files.items())}
     return [
         name for name, text in texts.items() if '"__main__"' in text and re.search("OneLineParser|FlagValues", text)
     ]

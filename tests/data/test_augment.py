@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tljax.core.errors import UserError
 from tljax.data import augment
 from tljax.data.augment import Augmentation, make_augment, make_normalize
 from tljax.data.geometry import crop_map, flip_map, rotate_map, sample
-from tljax.errors import UserError
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests import tiny
 from tests.data import bad_images
-from tljax import train
 from tljax.data.decode import Unreadable, decode
 from tljax.report.console import make_console
+from tljax.train import single_run
 
 KINDS = bad_images.kinds()
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +82,7 @@ def test_a_folder_full_of_them_trains(tmp_path):
     (mess / "deep").mkdir()
     (mess / "deep" / os.fsdecode(b"caf\xe9.png")).write_bytes(bad_images.encoded("PNG"))
     config = tiny.make_config(folder, data__split="50/25/25", epochs=1)
-    result = train.run(config, tmp_path / "run", console=make_console(quiet=True))
+    result = single_run.run(config, tmp_path / "run", console=make_console(quiet=True))
     skipped = {name.removeprefix("red/"): reason for name, reason in result["skipped"]["files"]}
     assert len(skipped) == result["skipped"]["count"]
     for name, reason in told.items():

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tljax.core.errors import UserError
 from tljax.data import colour
 from tljax.data.augment import Augmentation, make_views
 from tljax.data.colour import Colour
-from tljax.errors import UserError
 
 KEY = jax.random.key(0)
 

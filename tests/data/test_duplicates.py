@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from configs import common
 from tests import tiny
-from tljax import train
 from tljax.data import duplicates, load
 from tljax.report.console import make_console, print_duplicates
+from tljax.settings.fields import get_config
+from tljax.train import single_run
 
 
 def picture(seed, side=96):
@@ -23,7 +23,7 @@ def save(image, path, **options):
 
 
 def open_pictures(root, **settings):
-    config = common.get_config().data
+    config = get_config().data
     config.source, config.split, config.val = f"folder:{root}", "official", 0.0
     for name, value in settings.items():
         config[name] = value
@@ -101,7 +101,7 @@ def test_unlabelled_images_count_as_seen_and_have_no_label_to_contradict(root):
 
 def test_a_run_tells_its_accuracy_without_them(root, tmp_path, capsys):
     config = tiny.make_config(root, data__split="official", data__val=0.2, data__resize=64, epochs=1)
-    result = train.run(config, tmp_path / "run")
+    result = single_run.run(config, tmp_path / "run")
     told = result["duplicates"]
     in_train, in_val = told["test"]["train"], told["test"]["validation"]
     assert in_train["exact"] + in_train["near"] + in_val["exact"] + in_val["near"] == 8
@@ -186,7 +186,7 @@ def test_copies_among_pictures_of_one_layout_are_found(tmp_path, kind):
 @pytest.mark.real_data
 def test_cartoons_that_were_sold_twice(shared):
     """35 pairs, which were looked at: one drawing each but for a guitar; none of two classes."""
-    config = common.get_config().data
+    config = get_config().data
     config.source, config.split = f"folder:{shared / 'data' / 'pacs_cartoon'}", "50/50"
     data = load.decode_data(config, load.open_data(config, seed=0), resize=256, workdir=None)
     prints, everyone = duplicates.prints_of(data.pixels), np.arange(len(data.source))

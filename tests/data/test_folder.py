@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tljax.core.errors import UserError
 from tljax.data.decode import decode
 from tljax.data.folder import open_folder
-from tljax.errors import UserError
 
 
 def picture(path, colour=(200, 30, 60)):

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from tljax import train
-from tljax.checks import check
+from tljax.core.errors import UserError
 from tljax.data import labels, load
 from tljax.data.labels import PseudoLabels, cut_labels
 from tljax.data.source import Source
-from tljax.errors import UserError
 from tljax.report.console import make_console
+from tljax.train import single_run
+from tljax.train.checks import check
 
 QUIET = make_console(quiet=True)
 
@@ -160,7 +160,7 @@ def test_pseudo_labels_join_the_labelled(photos, tmp_path):
     # A soft target that is certain trains as a hard one does.
     PseudoLabels(names, np.eye(3, dtype=np.float32)[np.full(len(names), 2)]).save(tmp_path / "certain.npz")
     ends = [
-        train.run(
+        single_run.run(
             tiny.make_config(photos, data__labels="25%", data__pseudo=str(tmp_path / f"{kind}.npz"), epochs=2),
             tmp_path / kind,
             console=QUIET,
@@ -218,9 +218,9 @@ def test_files_that_are_no_pseudo_labels(photos, tmp_path):
 def test_hidden_labels_change_nothing(photos, tmp_path, monkeypatch):
     """With the labels of unlabelled images permuted, a run gives the same numbers."""
     config = tiny.make_config(photos, data__labels="25%", data__stratify=False, epochs=2)
-    first = train.run(config, tmp_path / "a", console=QUIET)
+    first = single_run.run(config, tmp_path / "a", console=QUIET)
     tiny.permute_labels(monkeypatch, config, "unlabelled")
-    second = train.run(config, tmp_path / "b", console=QUIET)
+    second = single_run.run(config, tmp_path / "b", console=QUIET)
     assert first["history"] == second["history"] and first["test"] == second["test"]
     for a, b in zip(*(np.load(tmp_path / x / "predictions.npz").values() for x in "ab"), strict=True):
         assert np.array_equal(a, b)

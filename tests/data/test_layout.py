@@ -10,9 +10,9 @@ from PIL import Image
 
 from tests import tiny
 from tljax import api
+from tljax.core.errors import UserError
 from tljax.data import load
 from tljax.data.folder import open_folder
-from tljax.errors import UserError
 
 CLASSES, CLIPS = ["cat", "dog"], ["clip1", "clip2"]
 

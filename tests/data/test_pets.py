@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tljax.core.errors import UserError
 from tljax.data.pets import open_pets
-from tljax.errors import UserError
 
 XML = (
     "<annotation><size><width>600</width><height>400</height></size><object><bndbox><xmin>333</xmin><ymin>72</ymin>"

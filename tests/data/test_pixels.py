@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tljax.core.errors import UserError
 from tljax.data import pixels as pixels_module
 from tljax.data.folder import open_folder
 from tljax.data.pixels import available_memory, decode_all, drop
 from tljax.data.source import Source
-from tljax.errors import UserError
 
 
 @pytest.fixture

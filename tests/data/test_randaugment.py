@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tljax.core.errors import UserError
 from tljax.data.augment import Augmentation, make_views
 from tljax.data.randaugment import OPERATIONS, RandAugment, autocontrast, equalize, operate
-from tljax.errors import UserError
 
 KEY = jax.random.key(0)
 

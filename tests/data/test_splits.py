@@ -10,11 +10,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tljax.core.errors import UserError
 from tljax.data.folder import open_folder
 from tljax.data.labels import cut_labels
 from tljax.data.source import Source
 from tljax.data.splits import make_splits
-from tljax.errors import UserError
 
 
 def listed(counts, splits=None):

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import common
 from tljax.data.load import open_data
 from tljax.data.pixels import Pixels, decode_all
 from tljax.data.statistics import combine, mean_and_std
+from tljax.settings.fields import get_config
 
 
 def held(pictures):
@@ -48,7 +48,7 @@ def test_what_could_not_be_read_does_not_count():
 @pytest.mark.real_data
 def test_cartoons_as_the_third_report_has_them(shared):
     """Its arithmetic of images (2,108 and 236; swapped), and its formula (2), of which ours may differ by the cut."""
-    config = common.get_config().data
+    config = get_config().data
     config.source, config.val = f"folder:{shared / 'data/pacs_cartoon'}", 0.2
     sizes = {}
     for split in ("holdout:10", "holdout:10:swapped"):

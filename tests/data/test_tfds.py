@@ -17,8 +17,8 @@ import pytest
 import requests
 
 from tests.local_tfds import prepare_pets
+from tljax.core.errors import UserError
 from tljax.data.tfds import open_tfds
-from tljax.errors import UserError
 
 # A builder's class must live in a package of its own, which TFDS asks for its folder.
 BUILDERS = """
@@ -257,7 +257,7 @@ def test_reading_needs_no_tensorflow_and_preparing_says_that_it_does(tiny: pathl
     open_tfds("tiny_colours", data_dir=tiny)
     script = HIDE_TENSORFLOW + textwrap.dedent("""
         from tljax.data.tfds import open_tfds
-        from tljax.errors import UserError
+        from tljax.core.errors import UserError
 
         source = open_tfds("tiny_colours", data_dir=sys.argv[1])
         assert len(source) == 12 and all(source.read(i)[1:4] == b"PNG" for i in range(12))

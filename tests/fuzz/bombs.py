@@ -6,9 +6,9 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
-from tests.convert.files import Name, legacy_bytes, pickled, rebuild, storage
 from tests.fuzz.pickles import BASE, TENSOR
 from tests.fuzz.seeds import entry, in_zip, safetensors, tar, with_directory, zip_of
+from tests.weights.files import Name, legacy_bytes, pickled, rebuild, storage
 
 PRIME = 2**61 - 1  # whose multiples all have the hash 0
 FUNCTION, FLOATS = "torch._utils\n_rebuild_tensor_v2", "torch\nFloatStorage"

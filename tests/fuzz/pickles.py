@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.convert.files import Call, Name, Persistent, pickled, rebuild, storage
+from tests.weights.files import Call, Name, Persistent, pickled, rebuild, storage
 
 BASE = np.arange(6, dtype=np.float32)
 TENSOR = rebuild(storage(BASE, "0"), (6,), (1,))

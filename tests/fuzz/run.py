@@ -68,8 +68,8 @@ def keep(content: bytes, reasons: tuple[str, ...]) -> None:
 def fuzz(folder: Path, tally: Tally, seconds: int) -> NoReturn:
     """What one process does; libFuzzer ends it."""
     with atheris.instrument_imports(include=["tljax"]):
-        from tljax.convert.torch_file import read_state_dict
-        from tljax.convert.weights_file import load_weights
+        from tljax.weights.torch_file import read_state_dict
+        from tljax.weights.weights_file import load_weights
 
     watch = Watch(folder, read_state_dict, lambda path: load_weights(path, "resnet18"))
     tracemalloc.start()

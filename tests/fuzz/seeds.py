@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy as safetensors_numpy
 
-from tests.convert.files import FORMATS, Call, Name, as_tar, legacy_bytes, pickled, rebuild, storage, zip_bytes
 from tests.fuzz.pickles import BASE, PICKLES, TENSOR
+from tests.weights.files import FORMATS, Call, Name, as_tar, legacy_bytes, pickled, rebuild, storage, zip_bytes
 
 SMALL = {"layer1.0.conv1.weight": BASE.reshape(1, 2, 3, 1), "bn1.bias": np.ones(2, np.float16)}
 

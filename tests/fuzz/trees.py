@@ -24,7 +24,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[2] / "build" / "compiled"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-from tljax.machine import compile_quickly, forget_programs
+from tljax.core.xla_flags import compile_quickly, forget_programs
 
 compile_quickly()
 
@@ -34,13 +34,13 @@ from hypothesis import strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from tests import tiny  # noqa: E402
-from tljax import runs  # noqa: E402
+from tljax.core.errors import UserError  # noqa: E402
 from tljax.data import load  # noqa: E402
 from tljax.data.decode import Unreadable, decode  # noqa: E402
 from tljax.data.folder import Files  # noqa: E402
 from tljax.data.layout import is_split_name  # noqa: E402
-from tljax.errors import UserError  # noqa: E402
 from tljax.report.console import make_console  # noqa: E402
+from tljax.train import runs  # noqa: E402
 
 SIDE = 16
 NAMES = """train training training_set train_set seg_train train2 Train_Data TRAIN tr val valid valid_set dev Eval

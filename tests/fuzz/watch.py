@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.errors import UserError, one_line
+from tljax.core.errors import UserError, one_line
 
 BYTES, SLACK = 256, 1 << 20  # memory: for each byte of the file, and besides
 SECONDS, RATE = 5.0, 10e-6  # processor time: besides, and for each byte; instrumented code is slow

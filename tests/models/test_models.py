@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 from tljax.models import MODELS, Pass, check_side, cpu, create_model, init_variables, variable_shapes
 from tljax.models.layers import dropout, max_pool, random_fields
 

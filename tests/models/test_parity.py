@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax.convert.names import from_torch, to_torch
-from tljax.convert.pretrained import FILES
-from tljax.losses import make_loss
+from tljax.metrics.losses import make_loss
 from tljax.models import Pass, create_model, variable_shapes
 from tljax.transfer.plan import BN_MODES
+from tljax.weights.hub import FILES
+from tljax.weights.torch_names import from_torch, to_torch
 
 TOLERANCE = 1e-9
 

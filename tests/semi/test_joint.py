@@ -9,13 +9,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests import commands, tiny
-from tljax import runs, train
-from tljax.checkpoint import saved_steps, saved_variables
+from tljax.core.errors import UserError
 from tljax.data import load
-from tljax.errors import UserError
-from tljax.finish import told_of_unlabelled
 from tljax.report.console import make_console
+from tljax.run_dir.checkpoint import saved_steps, saved_variables
 from tljax.semi.joint import METHODS
+from tljax.train import runs, single_run
+from tljax.train.final_eval import told_of_unlabelled
 
 QUIET = make_console(quiet=True)
 
@@ -40,7 +40,7 @@ def whole(request, photos, tmp_path_factory):
     """A run of each method: its config, result and workdir."""
     method, ops = request.param
     config, workdir = config_of(photos, method, semi__strong_ops=ops), tmp_path_factory.mktemp(method) / "run"
-    return config, train.run(config, workdir, console=QUIET), workdir
+    return config, single_run.run(config, workdir, console=QUIET), workdir
 
 
 def assert_the_same_end(*workdirs):
@@ -61,7 +61,7 @@ def test_each_method_runs_tells_and_never_sees_hidden_labels(whole, tmp_path, mo
     sure = sum(bin["images"] for bin in told["confidence"][4:])  # of 0.4 and more
     assert told["unlabelled"] == 27 and told["given"] == (27 if config.semi.method == "mean_teacher" else sure)
     tiny.permute_labels(monkeypatch, config, "unlabelled")
-    second = train.run(config, tmp_path / "run", console=QUIET)
+    second = single_run.run(config, tmp_path / "run", console=QUIET)
     assert_the_same_end(workdir, tmp_path / "run")
     counts = [[{k: v for k, v in row.items() if k != "right"} for row in r["history"]] for r in (first, second)]
     assert counts[0] == counts[1]
@@ -70,7 +70,7 @@ def test_each_method_runs_tells_and_never_sees_hidden_labels(whole, tmp_path, mo
 def test_interrupted_within_an_epoch_it_goes_on_to_the_same_end(whole, tmp_path, monkeypatch):
     config, result, workdir = whole
     tiny.interrupted_after(config, tmp_path / "cut", 5, monkeypatch)
-    assert train.run(config, tmp_path / "cut", console=QUIET)["history"] == result["history"]
+    assert single_run.run(config, tmp_path / "cut", console=QUIET)["history"] == result["history"]
     assert_the_same_end(workdir, tmp_path / "cut")
 
 
@@ -80,9 +80,9 @@ def test_without_weight_it_is_the_labelled_images_alone(photos, tmp_path):
         "transfer__bn": "eval", "semi__weight": 0.0, "semi__strong_ops": 0, "augment__crop": "center",
         "augment__flip": False,
     }  # fmt: skip
-    joint = train.run(config_of(photos, "fixmatch", **settings, epochs=4), tmp_path / "joint", console=QUIET)
+    joint = single_run.run(config_of(photos, "fixmatch", **settings, epochs=4), tmp_path / "joint", console=QUIET)
     del settings["semi__weight"], settings["semi__strong_ops"]
-    alone = train.run(
+    alone = single_run.run(
         tiny.make_config(photos, data__labels="25%", data__stratify=False, epochs=6, **settings),
         tmp_path / "alone",
         console=QUIET,
@@ -118,11 +118,11 @@ def test_kept_views_are_the_views_that_would_be_drawn(photos, tmp_path, ops):
     settings = {
         "transfer__train": "head", "transfer__allow_fresh_frozen": True, "semi__strong_ops": ops, "semi__weight": 0.0
     }  # fmt: skip
-    kept = train.run(config_of(photos, "fixmatch", **settings, cache__views=3), tmp_path / "kept", console=QUIET)
+    kept = single_run.run(config_of(photos, "fixmatch", **settings, cache__views=3), tmp_path / "kept", console=QUIET)
     assert kept["features"]["views"] == 3
     assert kept["features"]["splits"] == ["train", *(["strong"] if ops else []), "val"]
     assert kept["history"][0]["given"] > 0
-    train.run(config_of(photos, "fixmatch", **settings), tmp_path / "drawn", console=QUIET)
+    single_run.run(config_of(photos, "fixmatch", **settings), tmp_path / "drawn", console=QUIET)
     a, b = (saved_variables(tmp_path / name, 6)["params"] for name in ("kept", "drawn"))
     for one, other in zip(flat(a), flat(b), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -133,8 +133,8 @@ def test_the_average_is_what_is_tested(photos, tmp_path):
     still = {
         "augment__crop": "center", "augment__flip": False, "semi__strong_ops": 0, "transfer__bn": "eval"
     }  # fmt: skip
-    train.run(config_of(photos, "mean_teacher", semi__decay=0.0, **still), tmp_path / "now", console=QUIET)
-    train.run(config_of(photos, "mean_teacher", semi__decay=0.999, **still), tmp_path / "slow", console=QUIET)
+    single_run.run(config_of(photos, "mean_teacher", semi__decay=0.0, **still), tmp_path / "now", console=QUIET)
+    single_run.run(config_of(photos, "mean_teacher", semi__decay=0.999, **still), tmp_path / "slow", console=QUIET)
     lists = [np.load(tmp_path / name / "predictions.npz")["test_logits"] for name in ("now", "slow")]
     assert not np.allclose(*lists)
     last = ocp.PyTreeCheckpointer().restore(tmp_path / "now" / "checkpoints" / "6" / "state")["params"]
@@ -159,7 +159,7 @@ def test_the_average_is_what_is_tested(photos, tmp_path):
 )
 def test_what_cannot_be(photos, tmp_path, settings, words):
     with pytest.raises(UserError, match=words):
-        train.run(config_of(photos, **{"method": "fixmatch"}, **settings) if "semi__method" not in settings
+        single_run.run(config_of(photos, **{"method": "fixmatch"}, **settings) if "semi__method" not in settings
                   else config_of(photos, settings["semi__method"]), tmp_path / "run", console=QUIET)  # fmt: skip
     assert not (tmp_path / "run").exists()
 
@@ -167,9 +167,9 @@ def test_what_cannot_be(photos, tmp_path, settings, words):
 def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(photos, tmp_path):
     """Three epochs of two updates are two passes of three over the unlabelled images."""
     settings = {"select": "last", "semi__strong_ops": 0}
-    train.run(config_of(photos, "fixmatch", **settings), tmp_path / "a", console=QUIET)
+    single_run.run(config_of(photos, "fixmatch", **settings), tmp_path / "a", console=QUIET)
     config = config_of(photos, "fixmatch", **settings, epochs=3, epoch_steps=2)
-    cut = train.run(config, tmp_path / "b", console=QUIET)
+    cut = single_run.run(config, tmp_path / "b", console=QUIET)
     assert [row["step"] for row in cut["history"]] == [2, 4, 6]
     assert_the_same_end(tmp_path / "a", tmp_path / "b")
 

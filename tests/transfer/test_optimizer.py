@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from tljax.errors import UserError
+from tljax.core.errors import UserError
+from tljax.engine.steps import join_parts, own_parts, update_params
 from tljax.models import create_model, init_variables, variable_shapes
-from tljax.steps import join_parts, own_parts, update_params
 from tljax.transfer.optimizer import carry_moments, make_optimizer, make_schedule
 from tljax.transfer.plan import BN_MODES, make_plan, merge
 

@@ -8,7 +8,7 @@ from flax import traverse_util
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 from tljax.models import BatchNormMode, create_model, variable_shapes
 from tljax.transfer.plan import BN_MODES, FROZEN, make_phases, make_plan, merge, prefix_end, read_groups
 

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tljax.core.errors import UserError
 from tljax.data.colour import Colour
 from tljax.data.geometry import crop_map, flip_map, random_resized_box, rotate_map, sample
 from tljax.data.randaugment import RandAugment
-from tljax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

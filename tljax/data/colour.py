@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 
 LUMINANCE = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 SIGMA = (0.1, 2.0)  # the range that torchvision's GaussianBlur draws from

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tljax import workdir as folders
+from tljax.core.errors import UserError, few
 from tljax.data.load import Data, open_data
 from tljax.data.pixels import content_of
-from tljax.errors import UserError, few
+from tljax.run_dir import files as folders
 
 _EXAMPLES = 3
 

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 from scipy import fft
 
+from tljax.core.shared_cache import is_sharing, shared
 from tljax.data.labels import HIDDEN
 from tljax.data.load import Data
 from tljax.data.pixels import Pixels
-from tljax.memo import is_sharing, shared
 
 # A first look, by frequencies of gray, compares all with all. It takes two fruits on white, or two X-rays, for one
 # picture: what is alike in them is the layout. A second look lays the likest over each other, in color.

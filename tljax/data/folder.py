@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tljax.core.errors import UserError, counted, few, shown
 from tljax.data.layout import FIELDS, Folder, Layout, is_split_name, says_no_class, understand, understand_classes
 from tljax.data.source import Joined, Source
-from tljax.errors import UserError, counted, few, shown
-from tljax.workdir import wrote
+from tljax.run_dir.files import wrote
 
 # What systems leave behind in folders; files whose names begin with a dot, and such folders, are ignored as well.
 _CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "icon\r", "lost+found",

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from tljax.core.errors import UserError
 from tljax.data.source import Source
 from tljax.data.splits import permuted
-from tljax.errors import UserError
-from tljax.workdir import read_arrays, write_arrays
+from tljax.run_dir.files import read_arrays, write_arrays
 
 HIDDEN = -1
 """The label of an image whose own is out of reach."""

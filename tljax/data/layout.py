@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Self
 
-from tljax.errors import UserError, counted, shorten, shown
+from tljax.core.errors import UserError, counted, shorten, shown
 
 FIELDS = {"train": "train", "val": "validation", "test": "test"}
 """The splits, and the fields under `data` that name their folders; `data.val` is a share."""

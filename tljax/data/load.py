@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tljax.core.errors import UserError, counted, few
+from tljax.core.shared_cache import is_sharing, shared
 from tljax.data import labels
 from tljax.data import pixels as pixels_lib
 from tljax.data.folder import add_unlabelled, open_folder
@@ -20,9 +22,7 @@ from tljax.data.pixels import Pixels
 from tljax.data.shapes import open_shapes
 from tljax.data.source import Source
 from tljax.data.splits import make_splits
-from tljax.errors import UserError, counted, few
-from tljax.memo import is_sharing, shared
-from tljax.workdir import SPILL
+from tljax.run_dir.files import SPILL
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tljax.core.errors import UserError
 from tljax.data.folder import Files, existing_folder
 from tljax.data.source import Source
-from tljax.errors import UserError
 
 _SPECIES = ("cat", "dog")
 # "Abyssinian_100 1 1 1": image, class 1-37, species 1 cat or 2 dog, breed within the species.

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO, Self, TypeVar
 import numpy as np
 import PIL
 
+from tljax.core.errors import UserError, counted
 from tljax.data.decode import PLUGINS, UNKNOWN, Levels, decode, has_more_pictures, has_plugin, largest, may_be_wide
 from tljax.data.reading import MAX_ASPECT, Unreadable
 from tljax.data.source import Source
-from tljax.errors import UserError, counted
 
 # A cache file is the pixels, then a JSON record, the record's length in 8 bytes, and this.
 _MAGIC = b"tljaxpx1"

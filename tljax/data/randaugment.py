@@ -9,9 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from tljax.core.errors import UserError
 from tljax.data.colour import luminance
 from tljax.data.geometry import rotate_map, sample
-from tljax.errors import UserError
 
 STRONGEST = 30  # magnitudes are 0 to 30, torchvision's 31 bins
 OPERATIONS = (

@@ -5,8 +5,8 @@ They need no download, so the demo and the tests train on them; they are made ha
 
 import numpy as np
 
+from tljax.core.errors import UserError
 from tljax.data.source import Source
-from tljax.errors import UserError
 
 SIDE = 64
 HARMONICS = 6

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from tljax.core.errors import UserError, counted
 from tljax.data.source import Source
-from tljax.errors import UserError, counted
 
 # Separate streams, so that a part cut from train and k images per class are drawn independently of the first split.
 _SPLIT, _VAL, _FEW = range(3)

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
+from tljax.core.errors import UserError, one_line
+from tljax.core.guest import importing
 from tljax.data.source import Source
-from tljax.errors import UserError, one_line
-from tljax.guest import importing
 
 SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}  # TFDS's name -> ours
 FILE_NAME_FEATURES = ("file_name", "image/filename", "filename", "image/file_name")

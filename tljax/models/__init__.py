@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 from tljax.models.layers import BatchNormMode, Pass
 from tljax.models.network import Network
 from tljax.models.resnet import ResNet

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tljax.machine import is_deterministic
+from tljax.core.xla_flags import is_deterministic
 from tljax.models import cpu
 
 Padding = int | Literal["same"]

@@ -10,8 +10,8 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from tljax.explain import overlaid
 from tljax.report.insides import head, plain, png, short
+from tljax.report.plots import heat_over
 
 LARGEST = 60  # classes of a confusion matrix that can be read
 _SPLIT = 12  # classes up to which its cells have room
@@ -103,10 +103,10 @@ def reason_picture(reason: Reason, *, title: str) -> bytes:
     axes[0].set_title("what the network saw", fontsize=9)
     _bar(figure, axes[0], ScalarMappable(), " ").ax.set_visible(False)  # keeps its room, so that pictures line up
     ramp = np.linspace(0, 1, 256, dtype=np.float32)[None]
-    colours = ListedColormap(overlaid(np.full((1, 256, 3), 255, np.uint8), ramp)[0] / 255)
+    colours = ListedColormap(heat_over(np.full((1, 256, 3), 255, np.uint8), ramp)[0] / 255)
     for ax, (words, heat) in zip(axes[1:], heats, strict=False):
         largest = float(heat.max())
-        ax.imshow(overlaid(reason.square, heat), interpolation="nearest")
+        ax.imshow(heat_over(reason.square, heat), interpolation="nearest")
         ax.set_title(plain(f"Grad-CAM for {short(words)}"), fontsize=9)
         scale = ScalarMappable(Normalize(0, largest or 1), colours)
         words = "logits (on white)" if largest else "nothing speaks for it"

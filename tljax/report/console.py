@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from tljax.errors import UserError, are, counted, few, shown
-from tljax.guest import importing
+from tljax.core.errors import UserError, are, counted, few, shown
+from tljax.core.guest import importing
 
 
 def make_console(*, quiet: bool = False) -> Console:
@@ -262,7 +262,7 @@ def fit_in_words(fitted: Mapping[str, Any]) -> str:
     """How a temperature was found, or why the logits are left as they are; a record of an older version does not say.
 
     Args:
-      fitted: `labelling.Temperature` as a dictionary, perhaps with more in it.
+      fitted: `calibration.Temperature` as a dictionary, perhaps with more in it.
     """
     if fitted.get("raw"):
         return f"logits are not scaled: {fitted['raw']}"

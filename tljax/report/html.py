@@ -35,3 +35,8 @@ def _address(picture: np.ndarray, form: str, **options: int) -> str:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, form, **options)
     return data_address(f"image/{form.lower()}", file.getvalue())
+
+
+def share_words(share: float) -> str:
+    """A probability as a percentage."""
+    return "< 0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"

@@ -20,9 +20,10 @@ from clu.metric_writers import MetricWriter
 from PIL import Image
 from rich.console import Console
 
-from tljax.errors import UserError, one_line
-from tljax.guest import importing
-from tljax.workdir import RESULT, flatten, read_result, write_json
+from tljax.core.errors import UserError, one_line
+from tljax.core.guest import importing
+from tljax.run_dir.files import RESULT, read_result, write_json
+from tljax.settings.dotted import flatten
 
 IDS = "trackers.json"
 PROJECT = "tljax"

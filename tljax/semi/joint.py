@@ -10,14 +10,9 @@ import numpy as np
 from flax import traverse_util
 
 from tljax.data.labels import HIDDEN
-from tljax.losses import Loss, hard, predictions
-from tljax.models import Network, Pass
-from tljax.semi import fixmatch, flexmatch, mean_teacher, meta_pseudo_labels
-from tljax.state import TrainState
-from tljax.steps import (
+from tljax.engine.steps import (
     AXIS,
     NOTHING,
-    Family,
     Own,
     active_outputs,
     augmentation_keys,
@@ -29,7 +24,13 @@ from tljax.steps import (
     run_prefix,
     update_params,
 )
+from tljax.metrics.accuracy import hard, predictions
+from tljax.metrics.losses import Loss
+from tljax.models import Network, Pass
+from tljax.run_dir.train_state import TrainState
+from tljax.semi import fixmatch, flexmatch, mean_teacher, meta_pseudo_labels
 from tljax.transfer.plan import Plan
+from tljax.transfer.population import Family
 
 METHODS = ("mean_teacher", "fixmatch", "flexmatch", "meta_pseudo_labels")
 Inputs = Callable[[jax.Array, Any], jax.Array]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 from tljax.transfer.plan import FROZEN, GroupPlan, Plan
 
 Schedule = Callable[[jax.Array], jax.Array]

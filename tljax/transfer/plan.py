@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from tljax.errors import UserError
+from tljax.core.errors import UserError
 from tljax.models import BatchNormMode, Network
 
 Path = tuple[str, ...]

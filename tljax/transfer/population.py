@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
-from tljax.errors import UserError
-from tljax.steps import Family
+from tljax.core.errors import UserError
 from tljax.transfer.optimizer import Schedule, make_optimizer
 from tljax.transfer.plan import Plan
 
@@ -75,6 +75,26 @@ def members_of(config: Any) -> tuple[Member, ...]:
             own.population[axis] = ()
         members.append(Member(settings, own.lock()))
     return tuple(members)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Members of a population that share the form of their optimizer. A single run is one family of one member.
+
+    Attributes:
+      optimizer: the hyperparameters of one member -> its optimizer.
+      hyper: hyperparameters; in a population every leaf has a leading axis of members.
+      schedules: one per member, from steps since the phase began to the factor on the rates.
+    """
+
+    optimizer: Callable[[Any], optax.GradientTransformationExtraArgs]
+    hyper: Any
+    schedules: tuple[Schedule, ...]
+
+    @classmethod
+    def single(cls, tx: optax.GradientTransformationExtraArgs, schedule: Schedule) -> "Family":
+        """The family of a single run."""
+        return cls(lambda hyper: tx, {}, (schedule,))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,328 @@
+"""The training and forward steps: pure functions, pmapped. Nothing else knows that there are replicas."""
+
+import dataclasses
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import jax_utils, traverse_util
+
+from tljax.metrics.accuracy import hard, predictions
+from tljax.metrics.losses import Loss
+from tljax.models import Network, Pass
+from tljax.run_dir.train_state import TrainState
+from tljax.transfer.plan import Path, Plan, merge
+from tljax.transfer.population import Family
+
+AXIS = "replicas"
+Batch = Mapping[str, Any]
+Metrics = dict[str, Any]
+
+
+def example_keys(key: jax.Array, epoch: Any, index: Any) -> jax.Array:
+    """One key per example `[B]`, a function of the run's key, the epoch and the example's index `[B]` alone."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, epoch), i))(index)
+
+
+def augmentation_keys(keys: jax.Array) -> jax.Array:
+    """Of the keys of examples `[B]`, those that augment; `dropout_keys` are the others."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+
+
+def dropout_keys(keys: jax.Array) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+
+
+Own = dict[str, dict[Path, Any]]
+"""What one member changes: `params` that train and `batch_stats` that move, each flat by path."""
+NOTHING: Own = {"params": {}, "batch_stats": {}}
+
+
+def by_family(families: Sequence[Family], tree: Any) -> list[Any]:
+    """A tree whose leaves have a leading axis of members, cut into one tree per family."""
+    ends = list(itertools.accumulate(len(family.schedules) for family in families))
+    return [jax.tree.map(operator.itemgetter(slice(a, b)), tree) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def own_parts(model: Network, plan: Plan, variables: Mapping[str, Any]) -> tuple[Own, Own]:
+    """Variables cut in two: what the plan changes, and what it leaves alone."""
+    moving = {name for name, mode in plan.modes.items() if mode.update}
+    trainable, frozen = plan.split(variables["params"])
+    stats: dict[Path, Any] = dict(traverse_util.flatten_dict(variables["batch_stats"]))
+    own = {p: v for p, v in stats.items() if model.group_of(p) in moving}
+    still = {p: v for p, v in stats.items() if p not in own}
+    return {"params": trainable, "batch_stats": own}, {"params": frozen, "batch_stats": still}
+
+
+def join_parts(own: Own, shared: Own) -> dict[str, Any]:
+    """The inverse of `own_parts`."""
+    return {name: merge(own[name], shared[name]) for name in ("params", "batch_stats")}
+
+
+def update_params(
+    plan: Plan, tx: optax.GradientTransformationExtraArgs, shared: Own, params: Any, opt_state: Any, grads: Any,
+    factor: jax.Array,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Trainable parameters, flat by path, and the optimizer's state after one update by gradients of the same form.
+
+    Frozen parameters enter the optimizer as zeros, which cost nothing once compiled, and leave it untouched: adding a
+    zero update would still turn -0.0 into 0.0.
+    """
+    full = merge(grads, {p: jnp.zeros_like(v) for p, v in shared["params"].items()})
+    updates, opt_state = tx.update(full, opt_state, merge(params, shared["params"]), multiplier=factor)
+    return optax.apply_updates(params, plan.split(updates)[0]), opt_state
+
+
+def gradient_norms(plan: Plan, grads: Mapping[Path, jax.Array]) -> Metrics:
+    """Of gradients flat by path: `grad_norm` of all, and `norms` of each trained group."""
+    groups = {plan.labels[path] for path in grads}
+    norms = {g: optax.tree.norm({p: v for p, v in grads.items() if plan.labels[p] == g}) for g in sorted(groups)}
+    return {"grad_norm": optax.tree.norm(norms), "norms": norms}
+
+
+def active_outputs(model: Network, logits: jax.Array, mask: jax.Array) -> Metrics:
+    """Of a head that ends in a ReLU, `active`: the examples by output whose logit is above 0. Nothing of others."""
+    if not model.rectified:
+        return {}
+    return {"active": ((logits > 0) & (mask > 0)[:, None]).sum(0)}
+
+
+def run_prefix(model: Network, shared: Own, x: jax.Array, *, begin: str | None, end: str) -> Any:
+    """Stages of the constant prefix, which no member changes."""
+    return model.apply(join_parts(NOTHING, shared), x, Pass(), begin=begin, end=end)
+
+
+def each_member(function: Callable[..., Any], how: str, *arguments: Any) -> Any:
+    """Calls `function` for every member: 'alone' (no axis of members), 'vmap' (fast for heads), or 'map' (one after the
+    other, fast where members are large)."""
+    if how == "alone":
+        return function(*arguments)
+    if how == "vmap":
+        return jax.vmap(function)(*arguments)
+    return jax.lax.map(lambda packed: function(*packed), arguments)
+
+
+def make_train_step(
+    *,
+    model: Network,
+    plan: Plan,
+    families: Sequence[Family],
+    loss: Loss,
+    inputs: Callable[[jax.Array, Batch], jax.Array],
+    begin: str | None = None,
+    cut: str | None = None,
+    how: str = "alone",
+    first_step: int = 0,
+    accumulate: int = 1,
+    cross_replica_bn: bool = False,
+    axis: str | None = AXIS,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Makes `step(state, batch, key) -> (state, metrics)` on one replica's share of a batch.
+
+    Args:
+      model, plan, loss: the run's.
+      families: the optimizers and hyperparameters of its members.
+      inputs: the keys of examples `[B]` and a batch -> what stage `begin` takes.
+      begin: the first stage to run; None for the first of all.
+      cut: the stage that the constant prefix ends before; what is below runs once for all members, without a gradient.
+        None where there is no such prefix.
+      how: 'alone' for a single run; 'vmap' or 'map' for a population, whose trainable parameters, moving statistics and
+        optimizer states carry a leading axis of members, and whose `opt_state` is a tuple by family.
+      first_step: the step at which the phase began.
+      accumulate: parts that the share is cut into, one after the other; their gradients are summed before the update.
+      cross_replica_bn: batch statistics over all replicas instead of each replica's own.
+      axis: the name of the replicas' axis; None for a step outside pmap.
+
+    Returns:
+      The step. A batch has label `[B]` or `[B, classes]`, index `[B]`, mask `[B]`, epoch `[]`, and what
+      `inputs` reads. Metrics are sums over the whole batch (loss, correct, seen; `active_outputs`) and the norms of the
+      gradient (`gradient_norms`), with an axis of members in a population.
+    """
+    alone = how == "alone"
+    shared_prefix = cut if cut != begin else None
+
+    def total(values: Any) -> Any:
+        return values if axis is None else jax.lax.psum(values, axis)
+
+    def parts_of(examples: Any) -> Any:
+        return jax.tree.map(lambda v: jnp.moveaxis(v.reshape(-1, accumulate, *v.shape[1:]), 1, 0), examples)
+
+    def prefix(shared: Own, x: jax.Array, end: str) -> jax.Array:
+        run = functools.partial(run_prefix, model, shared, begin=begin, end=end)
+        if accumulate == 1:
+            return run(x)
+        y = jnp.moveaxis(jax.lax.map(run, parts_of(x)), 0, 1)
+        return y.reshape(-1, *y.shape[2:])
+
+    def update(
+        family: Family, shared: Own, examples: Batch, seen: jax.Array, own: Own, opt_state: Any, hyper: Any, factor: Any
+    ) -> tuple[Own, Any, Metrics]:
+        def part(trainable: Any, stats: Any, part_of: Batch) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            forward = Pass(
+                bn=plan.modes,
+                mask=part_of["mask"],
+                keys=dropout_keys(part_of["key"]),
+                axis_name=axis if cross_replica_bn else None,
+            )
+            variables = join_parts({"params": trainable, "batch_stats": stats}, shared)
+            logits, changed = model.apply(variables, part_of["x"], forward, begin=cut or begin, mutable=["batch_stats"])
+            moved = dict(traverse_util.flatten_dict(changed.get("batch_stats", {})))
+            losses = loss(logits, part_of["label"]) * part_of["mask"]
+            right = (predictions(logits) == hard(part_of["label"])) * part_of["mask"]
+            sums = {"loss": losses.sum(), "correct": right.sum(), "seen": part_of["mask"].sum()}
+            sums |= active_outputs(model, logits, part_of["mask"])
+            return losses.sum() / seen, ({p: moved.get(p, v) for p, v in stats.items()}, sums)
+
+        gradient = jax.grad(part, has_aux=True)
+        if accumulate == 1:
+            grads, (stats, sums) = gradient(own["params"], own["batch_stats"], examples)
+        else:
+
+            def accumulate_part(carry: Any, part_of: Batch) -> tuple[Any, Any]:
+                grads, stats = carry
+                more, (stats, sums) = gradient(own["params"], stats, part_of)
+                return (jax.tree.map(jnp.add, grads, more), stats), sums
+
+            start = (jax.tree.map(jnp.zeros_like, own["params"]), own["batch_stats"])
+            (grads, stats), sums = jax.lax.scan(accumulate_part, start, parts_of(examples))
+            sums = {k: v.sum(0) for k, v in sums.items()}
+
+        grads = total(grads)
+        if axis is not None and not cross_replica_bn:  # each replica's statistics count by the examples it saw
+            here = examples["mask"].sum()
+            stats = {p: total(v * (here.astype(v.dtype) / seen.astype(v.dtype))) for p, v in stats.items()}
+        moved, opt_state = update_params(plan, family.optimizer(hyper), shared, own["params"], opt_state, grads, factor)
+        metrics = {**total(sums), **gradient_norms(plan, grads)}
+        return {"params": moved, "batch_stats": stats}, opt_state, metrics
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        own, shared = own_parts(model, plan, state.variables)
+        keys = example_keys(key, batch["epoch"], batch["index"])
+        x = inputs(augmentation_keys(keys), batch)
+        if shared_prefix:
+            x = prefix(shared, x, shared_prefix)
+        examples = {"x": x, "key": keys, "label": batch["label"], "mask": batch["mask"]}
+        seen = total(batch["mask"].sum())
+        owns, opt_states = ([own], (state.opt_state,)) if alone else (by_family(families, own), state.opt_state)
+        done = []
+        for family, mine, opt_state in zip(families, owns, opt_states, strict=True):
+            factors = [schedule(state.step - first_step) for schedule in family.schedules]
+            run = functools.partial(update, family, shared, examples, seen)
+            done.append(
+                each_member(run, how, mine, opt_state, family.hyper, factors[0] if alone else jnp.stack(factors))
+            )
+        if alone:
+            ((own, opt_state, metrics),) = done
+        else:
+            owns, opt_state, metrics = zip(*done, strict=True)
+            own, metrics = (jax.tree.map(lambda *v: jnp.concatenate(v), *trees) for trees in (owns, metrics))
+        variables = join_parts(own, shared)
+        return state.replace(step=state.step + 1, **variables, opt_state=opt_state), metrics
+
+    return step
+
+
+def make_forward_step(
+    *,
+    model: Network,
+    plan: Plan,
+    inputs: Callable[[jax.Array, Batch], jax.Array],
+    begin: str | None = None,
+    cut: str | None = None,
+    end: str | None = None,
+    how: str = "alone",
+    axis: str | None = AXIS,
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """Makes `step(variables, batch, key) -> outputs`: the stages from `begin` to before `end`, with running statistics.
+
+    Args: as for `make_train_step`; without `end`, the outputs are logits.
+
+    Returns:
+      The step. Its outputs are `[B, ...]`, in a population `[B, members, ...]` unless they are of the prefix. Under
+      pmap every replica gets those of all, `[replicas, B, ...]`, so that each process can read them.
+    """
+
+    def step(variables: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        own, shared = own_parts(model, plan, variables)
+        x = inputs(augmentation_keys(example_keys(key, batch["epoch"], batch["index"])), batch)
+        if end is not None:
+            y: Any = run_prefix(model, shared, x, begin=begin, end=end)
+        else:
+            if cut != begin and cut is not None:
+                x = run_prefix(model, shared, x, begin=begin, end=cut)
+
+            def finish(own: Own) -> Any:
+                return model.apply(join_parts(own, shared), x, Pass(), begin=cut or begin)
+
+            y = each_member(finish, how, own)
+            y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+            y = y if how == "alone" else jnp.swapaxes(y, 0, 1)
+        return y if axis is None else jax.lax.all_gather(y, axis)
+
+    return step
+
+
+@dataclasses.dataclass(frozen=True)
+class Replicas:
+    """How batches and state are laid over the devices of all processes.
+
+    Row `r` of a batch goes to device `r mod devices`, so that the rows that pad a last batch are spread evenly.
+    """
+
+    devices: int
+    local: int
+    process: int
+    parts: int = 1
+
+    @classmethod
+    def here(cls, parts: int = 1) -> "Replicas":
+        return cls(jax.device_count(), jax.local_device_count(), jax.process_index(), parts)
+
+    def padded(self, batch_size: int) -> int:
+        """The rows of a batch of `batch_size`, up to a multiple of the devices and of the parts of each share."""
+        each = self.devices * self.parts
+        return -(-batch_size // each) * each
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Which rows of a padded batch this process holds, in the order that `shard` expects."""
+        first = self.process * self.local
+        return np.arange(self.padded(batch_size)).reshape(-1, self.devices)[:, first : first + self.local].T.reshape(-1)
+
+    def shard(self, batch: Batch, **scalars: int) -> dict[str, np.ndarray]:
+        """This process's rows `[local * per_device, ...]` to `[local, per_device, ...]`; scalars go to every device."""
+        arrays = {k: v.reshape(self.local, -1, *v.shape[1:]) for k, v in batch.items()}
+        return arrays | {k: np.full(self.local, v, np.int32) for k, v in scalars.items()}
+
+    def unshard(self, gathered: Any) -> np.ndarray:
+        """What the evaluation step gathered, `[devices, per_device, ...]`, in the order of the batch's rows."""
+        return np.moveaxis(np.asarray(gathered), 0, 1).reshape(-1, *gathered.shape[2:])
+
+
+def replicate(tree: Any) -> Any:
+    """A tree with a leading axis of this process's devices, placed as parallel steps place what they return: a step
+    whose first state lay otherwise would be traced and compiled once more for its second."""
+    return jax_utils.replicate(tree, axis_name=AXIS)
+
+
+def parallel_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step over all devices: state and batch carry a leading axis of local devices; the state is donated.
+
+    A batch may hold `signal` `[]`, a number; the metrics then have the highest of all replicas.
+    """
+
+    def told(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        state, metrics = step(state, batch, key)
+        return state, metrics | ({"signal": jax.lax.pmax(batch["signal"], AXIS)} if "signal" in batch else {})
+
+    return jax.pmap(told, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
+
+
+def parallel_forward_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward step over all devices; its result is `[local, devices, per_device, ...]`."""
+    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None))
