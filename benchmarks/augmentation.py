@@ -20,10 +20,10 @@ tune_cpu()
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from tljax.core.rng import Stream, example_keys, streams  # noqa: E402
 from tljax.data.augment import Augmentation, make_augment  # noqa: E402
 from tljax.data.batches import train_batches  # noqa: E402
 from tljax.data.load import decode_data, open_data  # noqa: E402
-from tljax.engine.steps import augmentation_keys, example_keys  # noqa: E402
 from tljax.settings.fields import get_config  # noqa: E402
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     config.source, config.split = f"pets:{sys.argv[1]}", "80/20"
     data = decode_data(config, open_data(config, seed=0), resize=256, workdir=None)
     view = jax.jit(make_augment(Augmentation(size=224, rotation=10.0)))
-    keys = jax.jit(lambda index: augmentation_keys(example_keys(jax.random.key(0), 0, index)))
+    keys = jax.jit(lambda index: streams(example_keys(jax.random.key(0), 0, index), Stream.AUGMENTATION))
 
     batches = list(
         train_batches(data.pixels, data.targets, data.splits["train"], batch_size=32, seed=0, epoch=0)

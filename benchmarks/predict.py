@@ -21,9 +21,9 @@ tune_cpu()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from tljax.inference.batch_predict import ask, find_pictures  # noqa: E402
 
 from tljax.data.decode import Unreadable  # noqa: E402
+from tljax.inference.batch_predict import ask, find_pictures  # noqa: E402
 from tljax.inference.classifier import load  # noqa: E402
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests import tiny
 from tljax.core.errors import UserError
+from tljax.core.rng import example_keys
 from tljax.data import load
-from tljax.engine.steps import example_keys
 from tljax.report.console import make_console
 from tljax.train import single_run
 from tljax.train.setup import prepare

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.core.errors import UserError
+from tljax.core.rng import AugmentStream, stream, streams
 from tljax.data.colour import Colour
 from tljax.data.geometry import crop_map, flip_map, random_resized_box, rotate_map, sample
 from tljax.data.randaugment import RandAugment
@@ -70,7 +71,9 @@ class Augmentation:
 def augment_one(key: jax.Array, image: jax.Array, size: jax.Array, *, augmentation: Augmentation) -> jax.Array:
     """One training view: uint8 `[H, W, 3]` with its true `size` `[2]` to float32 `[out, out, 3]`, 0 to 255."""
     a = augmentation
-    crop_key, flip_key, turn_key = jax.random.split(key, 3)
+    crop_key, flip_key, turn_key = (
+        stream(key, which) for which in (AugmentStream.CROP, AugmentStream.FLIP, AugmentStream.ROTATION)
+    )
     if a.crop == "random_resized":
         box = random_resized_box(crop_key, size, scale=a.scale, ratio=a.ratio)
     else:
@@ -102,12 +105,12 @@ def make_views(
     geometry, normalize, colour = make_augment(augmentation), make_normalize(mean, std), augmentation.colour
 
     def change(keys: jax.Array, x: jax.Array) -> jax.Array:
-        return jax.vmap(lambda key, one: colour(jax.random.fold_in(key, 3), one))(keys, x)  # 0 to 2 are the geometry's
+        return jax.vmap(colour)(streams(keys, AugmentStream.COLOR), x)
 
     def views(keys: jax.Array, images: jax.Array, sizes: jax.Array) -> jax.Array:
         x = geometry(keys, images, sizes)
         if augmentation.rand.operations:
-            x = jax.vmap(lambda key, one: augmentation.rand(jax.random.fold_in(key, 4), one))(keys, x)
+            x = jax.vmap(augmentation.rand)(streams(keys, AugmentStream.RAND_AUGMENT), x)
         if colour.changes and not augmentation.colour_last:
             x = 255 * change(keys, x / 255)
         x = normalize(x)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from tljax.core.rng import shuffling
 from tljax.data.pixels import Pixels
 from tljax.data.reading import put_central_square
 
@@ -81,7 +82,7 @@ def shuffled(
     rows: Rows | None = None,
 ) -> Iterator[Batch]:
     """`train_batches` without the pictures: label, index and mask of each batch."""
-    order = np.random.default_rng([seed, epoch]).permutation(np.asarray(indices, np.int64))
+    order = shuffling(seed, epoch).permutation(np.asarray(indices, np.int64))
     yield from in_order(labels, order, batch_size=batch_size, start=start, rows=rows)
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.engine.steps import AXIS, Metrics, augmentation_keys, dropout_keys, example_keys
+from tljax.core.rng import Stream, example_keys, streams
+from tljax.engine.steps import AXIS, Metrics
 from tljax.models import Network, Pass
 from tljax.run_dir.train_state import TrainState
 from tljax.transfer.plan import Plan
@@ -61,8 +62,8 @@ def parallel_trace(
 
     def trace(state: TrainState, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         keys = example_keys(key, batch["epoch"], batch["index"])
-        x = inputs(augmentation_keys(keys), batch)
-        forward = Pass(bn=plan.modes, mask=batch["mask"], keys=dropout_keys(keys))
+        x = inputs(streams(keys, Stream.AUGMENTATION), batch)
+        forward = Pass(bn=plan.modes, mask=batch["mask"], keys=keys)
         _, found = model.apply(state.variables, x, forward, begin=begin, mutable=["batch_stats", "intermediates"])
         seen = found["intermediates"]
         outputs = {"input": x, **{stage: seen[stage][0] for stage in model.stages if stage in seen}}

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import jax_utils, traverse_util
 
+from tljax.core.rng import Stream, example_keys, streams
 from tljax.metrics.accuracy import hard, predictions
 from tljax.metrics.losses import Loss
 from tljax.models import Network, Pass
@@ -23,20 +24,6 @@ from tljax.transfer.population import Family
 AXIS = "replicas"
 Batch = Mapping[str, Any]
 Metrics = dict[str, Any]
-
-
-def example_keys(key: jax.Array, epoch: Any, index: Any) -> jax.Array:
-    """One key per example `[B]`, a function of the run's key, the epoch and the example's index `[B]` alone."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, epoch), i))(index)
-
-
-def augmentation_keys(keys: jax.Array) -> jax.Array:
-    """Of the keys of examples `[B]`, those that augment; `dropout_keys` are the others."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
-
-
-def dropout_keys(keys: jax.Array) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
 
 
 Own = dict[str, dict[Path, Any]]
@@ -167,7 +154,7 @@ def make_train_step(
             forward = Pass(
                 bn=plan.modes,
                 mask=part_of["mask"],
-                keys=dropout_keys(part_of["key"]),
+                keys=part_of["key"],
                 axis_name=axis if cross_replica_bn else None,
             )
             variables = join_parts({"params": trainable, "batch_stats": stats}, shared)
@@ -204,7 +191,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         own, shared = own_parts(model, plan, state.variables)
         keys = example_keys(key, batch["epoch"], batch["index"])
-        x = inputs(augmentation_keys(keys), batch)
+        x = inputs(streams(keys, Stream.AUGMENTATION), batch)
         if shared_prefix:
             x = prefix(shared, x, shared_prefix)
         examples = {"x": x, "key": keys, "label": batch["label"], "mask": batch["mask"]}
@@ -250,7 +237,7 @@ def make_forward_step(
 
     def step(variables: Any, batch: Batch, key: jax.Array) -> jax.Array:
         own, shared = own_parts(model, plan, variables)
-        x = inputs(augmentation_keys(example_keys(key, batch["epoch"], batch["index"])), batch)
+        x = inputs(streams(example_keys(key, batch["epoch"], batch["index"]), Stream.AUGMENTATION), batch)
         if end is not None:
             y: Any = run_prefix(model, shared, x, begin=begin, end=end)
         else:

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tljax.core.rng import Stream, depth_keys, streams
 from tljax.core.xla_flags import is_deterministic
 from tljax.models import cpu
 
@@ -79,7 +80,7 @@ class Pass:
     Attributes:
       bn: batch-norm mode by group; groups that are absent evaluate.
       mask: which examples are real, float `[B]` of 0 and 1; None where all are. Batch statistics see real ones only.
-      keys: one random key per example, `[B]`, for dropout; None turns dropout off.
+      keys: one random key per example, `[B]`, for dropout and stochastic depth; None turns both off.
       axis_name: the mapped axis over which batch statistics are shared; None keeps them per replica.
     """
 
@@ -219,6 +220,7 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     """Drops with one key per example `[B]`, so that neither batch layout nor devices change what is dropped."""
     if keys is None or rate == 0:
         return x
+    keys = streams(keys, Stream.DROPOUT)
     width = next((w for w in (1, 2, 4, 8) if (2**w * rate).is_integer()), None)
     if width is not None:  # few bits say it exactly, and cost a fraction of a 32-bit draw per element
         keep = jax.vmap(lambda key: random_fields(key, x.shape[1:], width))(keys) >= int(2**width * rate)
@@ -240,7 +242,7 @@ def stochastic_depth(x: jax.Array, rate: float, keys: jax.Array | None, number: 
     as torchvision does. `number` tells blocks apart."""
     if keys is None or rate == 0:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate))(keys)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(depth_keys(keys, number))
     return jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x / (1 - rate), jnp.zeros_like(x))
 
 

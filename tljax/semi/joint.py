@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from tljax.core.rng import Stream, example_keys, streams
 from tljax.data.labels import HIDDEN
 from tljax.engine.steps import (
     AXIS,
     NOTHING,
     Own,
     active_outputs,
-    augmentation_keys,
-    dropout_keys,
-    example_keys,
     gradient_norms,
     join_parts,
     own_parts,
@@ -90,16 +88,6 @@ class Parts(NamedTuple):
     seen: View
     first: View
     second: View
-
-
-def strong_keys(keys: jax.Array) -> jax.Array:
-    """Of the keys of examples `[B]`, those of their second views."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
-
-
-def draw_keys(keys: jax.Array) -> jax.Array:
-    """Of the keys that drop out `[B]`, those that draw labels."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys)
 
 
 class Tools(NamedTuple):
@@ -178,7 +166,7 @@ def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: Tra
     (consistency, as FixMatch) and from what its labels did to the student."""
     teacher = _own(state.semi["teacher"], own)
     (_, weak, strong), _ = tools.forward(teacher, parts.seen, parts.first, parts.second)
-    given = meta_pseudo_labels.sampled_labels(draw_keys(parts.second[1]), strong)
+    given = meta_pseudo_labels.sampled_labels(streams(parts.second[1], Stream.PSEUDO_LABEL), strong)
     sure = fixmatch.pseudo_labels(weak, method.threshold)
 
     def student_loss(params: Any) -> Any:
@@ -296,11 +284,11 @@ def make_joint_step(
         first, second = batch["labelled"], batch["weak"]
         keys = example_keys(key, first["epoch"], first["index"])
         others = example_keys(key, second["epoch"], second["index"])
-        again = strong_keys(others)
+        again = streams(others, Stream.SECOND_VIEW)
         views = [
-            labelled(augmentation_keys(keys), first),
-            weak(augmentation_keys(others), second),
-            strong(augmentation_keys(again), batch.get("strong", second)),
+            labelled(streams(keys, Stream.AUGMENTATION), first),
+            weak(streams(others, Stream.AUGMENTATION), second),
+            strong(streams(again, Stream.AUGMENTATION), batch.get("strong", second)),
         ]
         if cut is not None and cut != begin:
             views = [run_prefix(model, shared, x, begin=begin, end=cut) for x in views]
@@ -308,9 +296,9 @@ def make_joint_step(
         return Parts(
             label=first["label"],
             index=second["index"],
-            seen=(views[0], dropout_keys(keys), masks[0]),
-            first=(views[1], dropout_keys(others), masks[1]),
-            second=(views[2], dropout_keys(again), masks[1]),
+            seen=(views[0], keys, masks[0]),
+            first=(views[1], others, masks[1]),
+            second=(views[2], again, masks[1]),
         )
 
     return step

@@ -17,6 +17,7 @@ from flax import jax_utils, traverse_util
 from rich.console import Console
 
 from tljax.core.errors import UserError
+from tljax.core.rng import SECOND_VIEWS
 from tljax.core.shared_cache import is_shared, is_sharing, shared
 from tljax.data.pixels import available_memory
 from tljax.distributed.consensus import highest
@@ -169,7 +170,9 @@ def _features_of(
     one."""
     training, strong, file = name in ("train", "strong"), name == "strong", None
     pictures = x.feed(wanted, training=training, strong=strong, once=True)
-    key = jax.random.fold_in(jax.random.key(x.views_seed), 1) if strong else jax.random.key(x.views_seed)
+    key = jax.random.key(x.views_seed)
+    if strong:
+        key = jax.random.fold_in(key, SECOND_VIEWS)
     if folder is not None:
         file = folder / f"features-{name}-{jax.process_index()}.npy"
         found = reopen(file, key_of(name), one.dtype)

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from tljax.core.errors import UserError, counted, few
+from tljax.core.rng import Stream, example_keys, streams
 from tljax.core.shared_cache import is_sharing
 from tljax.data import content, duplicates
 from tljax.data.augment import Augmentation, make_normalize, make_views
@@ -23,9 +24,7 @@ from tljax.data.statistics import mean_and_std
 from tljax.engine.input_pipeline import Features, Feed
 from tljax.engine.steps import (
     Replicas,
-    augmentation_keys,
     by_family,
-    example_keys,
     join_parts,
     make_forward_step,
     make_train_step,
@@ -316,7 +315,7 @@ class Experiment:
             data.pixels, data.targets, data.splits["train"], batch_size=size, seed=self.config.seed, epoch=0
         )
         batch = next(batches)
-        keys = augmentation_keys(example_keys(jax.random.key(self.config.seed), 0, batch["index"]))
+        keys = streams(example_keys(jax.random.key(self.config.seed), 0, batch["index"]), Stream.AUGMENTATION)
         views = np.asarray(jax.jit(self.make_views())(keys, batch["image"], batch["size"]))
         seen = 255 * (views * np.float32(self.preprocessing["std"]) + np.float32(self.preprocessing["mean"]))
         plots.save_batch(path, seen, [data.source.classes[label] for label in hard(batch["label"])])
