@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tljax.core.xla_flags import tune_cpu
+from tljax.engine import parallel
 
 tune_cpu()
 
@@ -31,7 +32,6 @@ from scipy.optimize import minimize_scalar  # noqa: E402
 from tljax.core import shared_cache  # noqa: E402
 from tljax.core.process import keep_compilations, quiet_libraries  # noqa: E402
 from tljax.engine.input_pipeline import run_over  # noqa: E402
-from tljax.engine.steps import parallel_forward_step, replicate  # noqa: E402
 from tljax.metrics.calibration import (  # noqa: E402
     fit_temperature,
     log_probabilities,
@@ -76,8 +76,8 @@ def features_of(root: Path, backbone, folder: Path):
     shared_cache.begin_run()
     x, variables = prepare(config, folder, Console(quiet=True))
     feed = x.feed(np.arange(len(x.data.source)), once=True)
-    step = parallel_forward_step(x.forward_step(0, feed, end="head"))
-    found = run_over(step, feed, replicate(variables), jax.random.key(0), x.replicas)
+    step = parallel.eval_step(x.forward_step(0, feed, end="head"))
+    found = run_over(step, feed, parallel.replicate(variables), jax.random.key(0), x.replicas)
     return np.concatenate([np.asarray(part, np.float16) for part in found]), x.data.source.labels, x.model, variables
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from tljax.core.signals import Interrupted
 from tljax.data import load
+from tljax.engine import parallel
 from tljax.report.console import make_console
 from tljax.settings.fields import get_config
-from tljax.train import runs, trainer
+from tljax.train import runs
 
 CLASSES = ("blue", "green", "red")
 
@@ -73,7 +74,7 @@ def permute_labels(monkeypatch: Any, config: Any, split: str) -> None:
 
 def interrupted_after(config: Any, workdir: Path, steps: int, monkeypatch: Any) -> None:
     """Runs until `steps` updates are made, then gets SIGTERM."""
-    real, count = trainer.parallel_train_step, 0
+    real, count = parallel.train_step, 0
 
     def counting(step):
         run = real(step)
@@ -89,6 +90,6 @@ def interrupted_after(config: Any, workdir: Path, steps: int, monkeypatch: Any) 
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "parallel_train_step", counting)
+        patch.setattr(parallel, "train_step", counting)
         with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
             runs.run(config, workdir, console=make_console(quiet=True))

@@ -16,7 +16,8 @@ from tljax.data.load import Data
 from tljax.data.pixels import Pixels
 from tljax.data.source import Source
 from tljax.engine.input_pipeline import Features, Feed, endless, run_over
-from tljax.engine.steps import AXIS, Replicas, make_forward_step, make_train_step
+from tljax.engine.parallel import AXIS, Replicas
+from tljax.engine.steps import make_forward_step, make_train_step
 from tljax.metrics.accuracy import score
 from tljax.metrics.losses import make_loss
 from tljax.models import create_model, variable_shapes
@@ -102,9 +103,7 @@ def forward_on(devices, kept):
         model=MODEL, plan=PLAN, begin="head", cut="head",
         inputs=lambda keys, batch: batch["feature"] if kept else colours(batch["image"]),
     )  # fmt: skip
-    run = jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), devices=jax.devices()[:devices])
-    # Flax takes an array on one device of several for one that is replicated already.
-    return run if devices > 1 else lambda *arguments: np.asarray(run(*arguments))
+    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), devices=jax.devices()[:devices])
 
 
 @pytest.mark.devices

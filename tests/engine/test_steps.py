@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tljax.data.augment import make_normalize
-from tljax.engine.steps import AXIS, Replicas, make_forward_step, make_train_step, parallel_train_step
+from tljax.engine import parallel
+from tljax.engine.parallel import AXIS, Replicas
+from tljax.engine.steps import make_forward_step, make_train_step
 from tljax.metrics.losses import make_loss
 from tljax.models import create_model, init_variables
 from tljax.run_dir.train_state import TrainState
@@ -299,7 +301,7 @@ def test_batch_norm_per_replica_averages_statistics_by_examples(x64):
     sharded = replicas.shard({k: v[rows] for k, v in batch.items()}, epoch=0)
     np.testing.assert_array_equal(sharded["mask"].sum(1), [2, 2, 1, 1])
     stacked = jax.tree.map(lambda x: jnp.stack([x] * 4), state)
-    after, _ = parallel_train_step(step)(stacked, sharded, jax.random.key(0))
+    after, _ = parallel.train_step(step)(stacked, sharded, jax.random.key(0))
     alone, alone_state, _, _ = build(train="all", dtype="float64", bn="batch+update+affine,stem:eval")
     shares = [
         jax.jit(alone)(alone_state, {k: v[d] for k, v in sharded.items()}, jax.random.key(0))[0] for d in range(4)

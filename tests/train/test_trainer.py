@@ -17,6 +17,7 @@ from tests import commands, tiny
 from tljax import inspect
 from tljax.core import xla_flags
 from tljax.core.errors import UserError
+from tljax.engine import parallel
 from tljax.report.console import make_console
 from tljax.run_dir import files as folders
 from tljax.run_dir.checkpoint import Checkpoints, saved_steps, saved_variables
@@ -470,13 +471,13 @@ def test_its_steps_are_traced_once(photos, tmp_path, monkeypatch, resumed):
         def watched(step):
             return real(lambda *arguments: (traced.append(name), step(*arguments))[1])
 
-        real = getattr(trainer, name)
-        monkeypatch.setattr(trainer, name, watched)
+        real = getattr(parallel, name)
+        monkeypatch.setattr(parallel, name, watched)
 
-    watch("parallel_train_step")
-    watch("parallel_forward_step")
+    watch("train_step")
+    watch("eval_step")
     single_run.run(config, tmp_path / "run", console=QUIET)
-    assert sorted(traced) == ["parallel_forward_step", "parallel_train_step"]
+    assert sorted(traced) == ["eval_step", "train_step"]
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ Whoever calls one of these must call it in all processes, at the same place. Whe
 anything.
 """
 
-import functools
 import hashlib
 import itertools
 import json
@@ -16,6 +15,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 from jax._src import distributed
+from jax.experimental import multihost_utils
 
 from tljax.core.errors import UserError
 from tljax.run_dir import versions
@@ -53,12 +53,7 @@ def highest(number: int) -> int:
     """The largest number that any process gives."""
     if distributed.global_state.num_processes == 1:
         return number
-    return int(jax.device_get(_highest()(np.full(jax.local_device_count(), number, np.int32)))[0])
-
-
-@functools.cache
-def _highest() -> Any:
-    return jax.pmap(functools.partial(jax.lax.pmax, axis_name="all"), axis_name="all")
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
 def agree(values: Callable[[], Mapping[str, Any]]) -> None:
@@ -135,16 +130,13 @@ class Stop:
         self.signal = self.signal or highest(next(iter(self.caught), 0))
         return self.signal > 0
 
-    def words(self, devices: int) -> dict[str, np.ndarray]:
-        """What a training step takes along to the others, for so many local devices."""
-        if jax.process_count() == 1:
-            return {}
-        return {"signal": np.full(devices, next(iter(self.caught), 0), np.int32)}
+    def words(self) -> dict[str, int]:
+        """What a training step takes along to the others."""
+        return {} if jax.process_count() == 1 else {"signal": next(iter(self.caught), 0)}
 
-    def hear(self, metrics: Mapping[str, Any]) -> None:
-        """What a training step brought back."""
-        signal = jax.device_get(metrics["signal"])[0] if "signal" in metrics else next(iter(self.caught), 0)
-        self.signal = self.signal or int(signal)
+    def hear(self, signal: int | None) -> None:
+        """What a training step brought back, if it took something along."""
+        self.signal = self.signal or int(next(iter(self.caught), 0) if signal is None else signal)
 
 
 def _digest(tree: Any) -> str:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import jax_utils
 
 from tljax.data.batches import (
     Batch,
@@ -24,7 +23,7 @@ from tljax.data.batches import (
 from tljax.data.load import Data
 from tljax.distributed.consensus import highest
 from tljax.engine.oom_guard import free_bytes
-from tljax.engine.steps import Replicas, replicate
+from tljax.engine.parallel import Replicas, replicate, to_host
 
 
 class Features(NamedTuple):
@@ -161,7 +160,7 @@ def run_over(
     """What a parallel forward step gives for every image of a feed, in order, a batch at a time."""
     left, shards = len(feed.indices), prefetch(feed.shards(replicas, epoch=view, shuffle=False))
     for out in trailing((step(variables, shard, key) for shard in shards), steps_ahead()):
-        values = replicas.unshard(jax_utils.unreplicate(out))[: min(feed.batch_size, left)]
+        values = replicas.unshard(to_host(out))[: min(feed.batch_size, left)]
         left -= len(values)
         yield values
 

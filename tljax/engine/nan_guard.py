@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.core.rng import Stream, example_keys, streams
-from tljax.engine.steps import AXIS, Metrics
+from tljax.engine.parallel import AXIS
+from tljax.engine.steps import Metrics
 from tljax.models import Network, Pass
 from tljax.run_dir.train_state import TrainState
 from tljax.transfer.plan import Plan
@@ -54,11 +55,11 @@ def watched(step: Callable[..., Any], plan: Plan, *, alone: bool, stop: bool) ->
     return run
 
 
-def parallel_trace(
+def make_trace(
     model: Network, plan: Plan, inputs: Callable[[jax.Array, Any], jax.Array], begin: str | None
 ) -> Callable[..., dict[str, jax.Array]]:
-    """Makes `trace(state, batch, key)`: whether `input`, and each stage's output in training, are finite, 0 or 1; all
-    by name, with a leading axis of local devices."""
+    """Makes `trace(state, batch, key)`, for `parallel.eval_step`: whether `input`, and each stage's output in training,
+    are finite on all devices, 0 or 1, by name."""
 
     def trace(state: TrainState, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         keys = example_keys(key, batch["epoch"], batch["index"])
@@ -69,7 +70,7 @@ def parallel_trace(
         outputs = {"input": x, **{stage: seen[stage][0] for stage in model.stages if stage in seen}}
         return {name: jax.lax.pmin(is_finite(y).astype(jnp.int32), AXIS) for name, y in outputs.items()}
 
-    return jax.pmap(trace, axis_name=AXIS, in_axes=(0, 0, None))
+    return trace
 
 
 def beginning(
@@ -80,7 +81,7 @@ def beginning(
     Args:
       plan: the phase's.
       metrics: of the step, of one replica.
-      trace: what `parallel_trace` found on the step's batch, of one replica; asked for if the loss is not finite.
+      trace: what `make_trace` found on the step's batch, of one replica; asked for if the loss is not finite.
       stages: of the network, in order.
     """
 

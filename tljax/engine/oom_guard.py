@@ -32,7 +32,7 @@ def guarded(step: Callable[..., Any], batches: Mapping[str, int], parts: int) ->
     """A parallel training step whose first call tells which batch is too large, and one that would fit.
 
     Args:
-      step: `(state, shard, key) -> ...`, pmapped.
+      step: `(state, shard, key) -> ...`, of `parallel.train_step`.
       batches: the examples of an update, by field of the config.
       parts: that each device's share of them is cut into.
 

@@ -1,6 +1,5 @@
-"""The training and forward steps: pure functions, pmapped. Nothing else knows that there are replicas."""
+"""The training and forward steps: pure functions of one device's share of a batch."""
 
-import dataclasses
 import functools
 import itertools
 import operator
@@ -9,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import jax_utils, traverse_util
+from flax import traverse_util
 
 from tljax.core.rng import Stream, example_keys, streams
+from tljax.engine.parallel import AXIS
 from tljax.metrics.accuracy import hard, predictions
 from tljax.metrics.losses import Loss
 from tljax.models import Network, Pass
@@ -21,7 +20,6 @@ from tljax.run_dir.train_state import TrainState
 from tljax.transfer.plan import Path, Plan, merge
 from tljax.transfer.population import Family
 
-AXIS = "replicas"
 Batch = Mapping[str, Any]
 Metrics = dict[str, Any]
 
@@ -253,63 +251,3 @@ def make_forward_step(
         return y if axis is None else jax.lax.all_gather(y, axis)
 
     return step
-
-
-@dataclasses.dataclass(frozen=True)
-class Replicas:
-    """How batches and state are laid over the devices of all processes.
-
-    Row `r` of a batch goes to device `r mod devices`, so that the rows that pad a last batch are spread evenly.
-    """
-
-    devices: int
-    local: int
-    process: int
-    parts: int = 1
-
-    @classmethod
-    def here(cls, parts: int = 1) -> "Replicas":
-        return cls(jax.device_count(), jax.local_device_count(), jax.process_index(), parts)
-
-    def padded(self, batch_size: int) -> int:
-        """The rows of a batch of `batch_size`, up to a multiple of the devices and of the parts of each share."""
-        each = self.devices * self.parts
-        return -(-batch_size // each) * each
-
-    def rows(self, batch_size: int) -> np.ndarray:
-        """Which rows of a padded batch this process holds, in the order that `shard` expects."""
-        first = self.process * self.local
-        return np.arange(self.padded(batch_size)).reshape(-1, self.devices)[:, first : first + self.local].T.reshape(-1)
-
-    def shard(self, batch: Batch, **scalars: int) -> dict[str, np.ndarray]:
-        """This process's rows `[local * per_device, ...]` to `[local, per_device, ...]`; scalars go to every device."""
-        arrays = {k: v.reshape(self.local, -1, *v.shape[1:]) for k, v in batch.items()}
-        return arrays | {k: np.full(self.local, v, np.int32) for k, v in scalars.items()}
-
-    def unshard(self, gathered: Any) -> np.ndarray:
-        """What the evaluation step gathered, `[devices, per_device, ...]`, in the order of the batch's rows."""
-        return np.moveaxis(np.asarray(gathered), 0, 1).reshape(-1, *gathered.shape[2:])
-
-
-def replicate(tree: Any) -> Any:
-    """A tree with a leading axis of this process's devices, placed as parallel steps place what they return: a step
-    whose first state lay otherwise would be traced and compiled once more for its second."""
-    return jax_utils.replicate(tree, axis_name=AXIS)
-
-
-def parallel_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step over all devices: state and batch carry a leading axis of local devices; the state is donated.
-
-    A batch may hold `signal` `[]`, a number; the metrics then have the highest of all replicas.
-    """
-
-    def told(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        state, metrics = step(state, batch, key)
-        return state, metrics | ({"signal": jax.lax.pmax(batch["signal"], AXIS)} if "signal" in batch else {})
-
-    return jax.pmap(told, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
-
-
-def parallel_forward_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward step over all devices; its result is `[local, devices, per_device, ...]`."""
-    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None))

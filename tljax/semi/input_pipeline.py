@@ -6,7 +6,7 @@ from typing import Any
 
 from tljax.data.batches import num_batches
 from tljax.engine.input_pipeline import Feed, endless
-from tljax.engine.steps import Replicas
+from tljax.engine.parallel import Replicas
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from tljax.core import shared_cache
 from tljax.core.errors import UserError
+from tljax.engine import parallel
 from tljax.engine.input_pipeline import run_over
-from tljax.engine.steps import parallel_forward_step, replicate
 from tljax.metrics.accuracy import predictions
 from tljax.models import Network, create_model
 from tljax.report.console import make_writer
@@ -199,11 +199,11 @@ def features_of(config: Any, backbone: Backbone, *, images: int, folder: Path, c
     shared_cache.begin_run()
     whole, variables = prepare(config, folder, console)
     x = some(whole, images, seed=config.data.split_seed)
-    replicated, key = replicate(variables), jax.random.key(0)
+    replicated, key = parallel.replicate(variables), jax.random.key(0)
 
     def features(split: str) -> np.ndarray:
         feed = x.feed(split, once=True)
-        step = parallel_forward_step(x.forward_step(0, feed, end="head"))
+        step = parallel.eval_step(x.forward_step(0, feed, end="head"))
         return np.concatenate(
             [
                 np.asarray(values, np.float32).reshape(len(values), -1, values.shape[-1]).mean(1)

@@ -14,9 +14,9 @@ import numpy as np
 from rich.console import Console
 
 from tljax.core.errors import counted
+from tljax.engine import parallel
 from tljax.engine.input_pipeline import Features, endless
 from tljax.engine.nan_guard import watched
-from tljax.engine.steps import parallel_train_step, replicate
 from tljax.settings.dotted import with_fields
 from tljax.train.feature_cache import Kept, keep, shape_of_one
 from tljax.train.recipe import DEFAULTS, STOPS, Choice
@@ -184,7 +184,7 @@ def settle(
             lambda image, compiled: pace.val * image + pace.costs(image, compiled, dropped=True).total(least, 1),
             updates=(least, wanted), views=x.views, free=free, tell=console.print,
         )  # fmt: skip
-        state, dropped = replicate(fresh_state(x, 0, variables)), False
+        state, dropped = parallel.replicate(fresh_state(x, 0, variables)), False
         try:
             kept = keep(x, 0, state.variables, workdir=workdir, console=console, pause=views)
         except TooSlow:
@@ -237,11 +237,15 @@ def timed(batches: Iterator[Any], clock: Callable[[], float]) -> tuple[float, fl
 
 
 def _updates(x: Experiment, variables: Any, kept: dict[str, Features]) -> Iterator[None]:
-    feed, key, state = x.training_feed(kept), jax.random.key(x.config.seed), replicate(fresh_state(x, 0, variables))
+    feed, key, state = (
+        x.training_feed(kept),
+        jax.random.key(x.config.seed),
+        parallel.replicate(fresh_state(x, 0, variables)),
+    )
     step = watched(x.train_step(0, feed), x.plans[0][0], alone=not x.population, stop=x.config.stop_at_nan)
-    step = parallel_train_step(step)
+    step = parallel.train_step(step)
     for number, shard in enumerate(endless(feed, x.replicas)):
-        state, metrics = step(state, shard | {"number": np.full(x.replicas.local, number, np.int32)}, key)
+        state, metrics = step(state, shard | x.replicas.scalars(number=number), key)
         jax.block_until_ready(metrics)
         yield
 

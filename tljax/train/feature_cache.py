@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import jax_utils, traverse_util
+from flax import traverse_util
 from rich.console import Console
 
 from tljax.core.errors import UserError
@@ -21,8 +21,8 @@ from tljax.core.rng import SECOND_VIEWS
 from tljax.core.shared_cache import is_shared, is_sharing, shared
 from tljax.data.pixels import available_memory
 from tljax.distributed.consensus import highest
+from tljax.engine import parallel
 from tljax.engine.input_pipeline import Features, run_over
-from tljax.engine.steps import parallel_forward_step
 from tljax.models import Network
 from tljax.run_dir.files import write_json
 from tljax.train.setup import Experiment, augmentation
@@ -73,7 +73,7 @@ def keep(
     wanted = {name: x.data.pool if name in ("train", "strong", "unlabelled") else x.data.splits[name] for name in views}
     if cut is None or cache.features == "off" or not views:
         return None
-    one = shape_of_one(x, cut, jax_utils.unreplicate(variables))
+    one = shape_of_one(x, cut, parallel.unreplicate(variables))
     images = {name: len(wanted[name]) * n for name, n in views.items()}
 
     @functools.cache
@@ -145,7 +145,7 @@ def _key(x: Experiment, name: str, cut: str, wanted: np.ndarray, views: int, var
         "views": views,
         "augment": (repr(augmentation(x.config, strong=strong)), strong, x.views_seed) if training else "",
     }
-    return digest(x.model, cut, jax_utils.unreplicate(variables), inputs)
+    return digest(x.model, cut, parallel.unreplicate(variables), inputs)
 
 
 def shape_of_one(x: Experiment, cut: str | None, variables: Any) -> Any:
@@ -179,7 +179,7 @@ def _features_of(
         if not highest(found is None):
             assert found is not None
             return found
-    step = parallel_forward_step(x.forward_step(phase, pictures, end=x.cut(phase)))
+    step = parallel.eval_step(x.forward_step(phase, pictures, end=x.cut(phase)))
 
     def outputs() -> Iterator[tuple[int, int, np.ndarray]]:
         for view in range(views):

@@ -12,7 +12,8 @@ import numpy as np
 from tljax.core.errors import UserError
 from tljax.data.duplicates import Copies
 from tljax.data.load import Data
-from tljax.engine.steps import join_parts, own_parts, replicate
+from tljax.engine import parallel
+from tljax.engine.steps import join_parts, own_parts
 from tljax.metrics.accuracy import by_class, chose_epoch, images_in_words, score, wilson_interval
 from tljax.metrics.calibration import calibration, log_probabilities
 from tljax.report import console as console_lib
@@ -97,12 +98,12 @@ def restore_best(trainer: Trainer) -> None:
             except UserError as reason:
                 raise UserError(f"{reason}; epoch {best['epoch']}, the best, cannot be tested without it: give "
                                 "--overwrite to train again") from None  # fmt: skip
-            trainer.state = replicate(state.replace(semi={}, **saved))
+            trainer.state = parallel.replicate(state.replace(semi={}, **saved))
     elif "val" in x.data.splits and x.config.select != "last":
         plan = x.plans[0][0]
         shared = own_parts(x.model, plan, state.variables)[1]
         own, _ = own_parts(x.model, plan, state.best)
-        trainer.state = replicate(state.replace(**join_parts(own, shared)))
+        trainer.state = parallel.replicate(state.replace(**join_parts(own, shared)))
 
 
 def member_result(

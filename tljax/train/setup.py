@@ -22,8 +22,8 @@ from tljax.data.load import Data, decode_data, open_data
 from tljax.data.randaugment import RandAugment
 from tljax.data.statistics import mean_and_std
 from tljax.engine.input_pipeline import Features, Feed
+from tljax.engine.parallel import Replicas
 from tljax.engine.steps import (
-    Replicas,
     by_family,
     join_parts,
     make_forward_step,

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import jax_utils
 from rich.console import Console
 
 from tljax.core.errors import UserError, counted
@@ -19,10 +18,11 @@ from tljax.core.signals import Interrupted
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import HIDDEN
 from tljax.distributed.consensus import Stop, agree
+from tljax.engine import parallel
 from tljax.engine.input_pipeline import Feed, endless, run_over, steps_ahead
-from tljax.engine.nan_guard import beginning, parallel_trace, watched
+from tljax.engine.nan_guard import beginning, make_trace, watched
 from tljax.engine.oom_guard import guarded
-from tljax.engine.steps import NOTHING, join_parts, own_parts, parallel_forward_step, parallel_train_step, replicate
+from tljax.engine.steps import NOTHING, join_parts, own_parts
 from tljax.metrics.accuracy import score
 from tljax.report import console as console_lib
 from tljax.run_dir import files as folders
@@ -114,7 +114,7 @@ class Trainer:
         self.diagnostics = Diagnostics(experiment, console, vitals)
         self.step = int(state.step)
         agree(lambda: {"the step that the run goes on from": self.step})
-        self.state = replicate(state)
+        self.state = parallel.replicate(state)
 
     def like(self, variables: dict[str, Any]) -> Callable[[dict[str, Any]], TrainState]:
         """A record -> a state at the beginning, with the optimizer of the phase that was saved."""
@@ -144,7 +144,7 @@ class Trainer:
         return self.earlier_seconds + time.perf_counter() - self.began
 
     def one_replica(self) -> TrainState:
-        return jax_utils.unreplicate(self.state)
+        return parallel.unreplicate(self.state)
 
     def train(self, writer: console_lib.Writer, kept: Kept | None = None) -> None:
         """All epochs that remain, the first phase's on `kept` where given; raises Interrupted as soon as a process was
@@ -165,7 +165,7 @@ class Trainer:
             plan, config = self.x.plans[0][number], self.x.config
             step = self.x.train_step(number, feed)
             step = watched(step, plan, alone=not self.x.population, stop=config.stop_at_nan)
-            train_step = guarded(parallel_train_step(step), self.x.batches, config.accumulate)
+            train_step = guarded(parallel.train_step(step), self.x.batches, config.accumulate)
             self.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
                 if not self.train_epoch(train_step, feed, epoch):
@@ -221,7 +221,7 @@ class Trainer:
         opt_state = self.x.init_optimizer(phase, state.params)
         if self.x.config.transfer.moments == "keep":
             opt_state = carry_moments(state.opt_state, opt_state)
-        self.state, self.phase = replicate(state.replace(opt_state=opt_state)), phase
+        self.state, self.phase = parallel.replicate(state.replace(opt_state=opt_state)), phase
 
     def train_epoch(self, train_step: Callable[..., Any], feed: Feed | JointFeed, epoch: int) -> bool:
         """Steps from where the state stands to the end of `epoch` or of training; False if a signal came before."""
@@ -242,7 +242,7 @@ class Trainer:
                 if shard is None:
                     return
                 clock.waited += time.perf_counter() - asked if self.warm else 0.0
-                shard |= self.stop.words(x.replicas.local) | {"number": np.full(x.replicas.local, self.step, np.int32)}
+                shard |= x.replicas.scalars(number=self.step, **self.stop.words())
                 self.state, metrics = train_step(self.state, shard, self.key)
                 done += 1
                 self.step += 1
@@ -258,7 +258,7 @@ class Trainer:
             for metrics, seen, number in trailing(steps(), steps_ahead()):
                 jax.block_until_ready(metrics)  # bounds what is under way; the devices have the next steps already
                 self.watch(metrics, feed, number)
-                self.stop.hear(metrics)
+                self.stop.hear(parallel.to_host(metrics["signal"]) if "signal" in metrics else None)
                 sums.append({name: metrics[name] for name in (*SUMS, *GIVEN, *VITAL) if name in metrics})
                 if len(sums) == FETCHED:
                     self.take_in(sums)
@@ -273,7 +273,7 @@ class Trainer:
 
     def take_in(self, sums: list[Any]) -> None:
         """Adds the metrics of updates to the epoch's, and empties the list."""
-        fetched = [jax.tree.map(lambda v: v[0], found) for found in jax.device_get(sums)]
+        fetched = parallel.to_host(sums)
         sums.clear()
         for found in fetched:
             for name in SUMS:
@@ -289,12 +289,12 @@ class Trainer:
     def watch(self, metrics: dict[str, Any], feed: Feed | JointFeed, number: int) -> None:
         """Notes which members' numbers have gone wrong; raises UserError for a single run that is to stop then."""
         x = self.x
-        sound = np.atleast_1d(metrics["sound"][0])
+        sound = np.atleast_1d(parallel.to_host(metrics["sound"]))
         for m in np.flatnonzero(~sound):
             self.diverged[m] = number if self.diverged[m] is None else self.diverged[m]
         if sound.all() or x.population or not x.config.stop_at_nan:
             return
-        plan, own = x.plans[0][self.phase], jax.device_get(jax.tree.map(lambda v: v[0], metrics))
+        plan, own = x.plans[0][self.phase], parallel.to_host(metrics)
         where = beginning(plan, own, lambda: self.trace(feed, number), x.model.stages)
         self.checkpoints.wait()
         kept = self.checkpoints.steps()
@@ -312,9 +312,8 @@ class Trainer:
         shard = next(endless(feed, x.replicas, start=number))
         begin = x.cut(self.phase) if feed.features is not None else None
         for name, part in parts.items():
-            trace = parallel_trace(x.model, x.plans[0][self.phase], part.inputs, begin)
-            found = jax.device_get(trace(self.state, shard[name] if name else shard, self.key))
-            found = {stage: int(flags[0]) for stage, flags in found.items()}
+            trace = parallel.eval_step(make_trace(x.model, x.plans[0][self.phase], part.inputs, begin))
+            found = parallel.to_host(trace(self.state, shard[name] if name else shard, self.key))
             if not all(found.values()):
                 break
         return found
@@ -413,7 +412,7 @@ class Trainer:
             "accuracy": jnp.asarray(accuracy), "step": jnp.full(len(better), step, jnp.int32)
         }  # fmt: skip
         best = jax.tree.map(newer, state.best, now)
-        self.state = self.state.replace(best=replicate(best))
+        self.state = self.state.replace(best=parallel.replicate(best))
 
     def log(self, rows: list[dict[str, Any]], writer: console_lib.Writer) -> None:
         """The epoch's line on the console; metrics.csv and TensorBoard for a single run."""
@@ -436,7 +435,7 @@ class Trainer:
             # Splits differ in their batches, not in what is computed of them: one step serves all on the same inputs.
             kept = feed.features is not None
             alike = [step for other, step in self.evaluators.values() if (other.features is not None) == kept]
-            step = alike[0] if alike else parallel_forward_step(self.x.forward_step(self.phase, feed))
+            step = alike[0] if alike else parallel.eval_step(self.x.forward_step(self.phase, feed))
             self.evaluators[split] = feed, step
         return self.evaluators[split]
 
