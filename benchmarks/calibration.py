@@ -31,13 +31,13 @@ from scipy.optimize import minimize_scalar  # noqa: E402
 
 from tljax.core import shared_cache  # noqa: E402
 from tljax.core.process import keep_compilations, quiet_libraries  # noqa: E402
-from tljax.engine.input_pipeline import run_over  # noqa: E402
+from tljax.engine.input_pipeline import predict_all  # noqa: E402
 from tljax.metrics.calibration import (  # noqa: E402
     fit_temperature,
     log_probabilities,
     reliability,
 )
-from tljax.models import Pass  # noqa: E402
+from tljax.models import ForwardContext  # noqa: E402
 from tljax.settings.dotted import with_fields  # noqa: E402
 from tljax.settings.fields import get_config  # noqa: E402
 from tljax.suggest import trial  # noqa: E402
@@ -76,8 +76,8 @@ def features_of(root: Path, backbone, folder: Path):
     shared_cache.begin_run()
     x, variables = prepare(config, folder, Console(quiet=True))
     feed = x.feed(np.arange(len(x.data.source)), once=True)
-    step = parallel.eval_step(x.forward_step(0, feed, end="head"))
-    found = run_over(step, feed, parallel.replicate(variables), jax.random.key(0), x.replicas)
+    step = parallel.eval_step(x.forward_step(0, feed, stop_stage="head"))
+    found = predict_all(step, feed, parallel.replicate(variables), jax.random.key(0), x.replicas)
     return np.concatenate([np.asarray(part, np.float16) for part in found]), x.data.source.labels, x.model, variables
 
 
@@ -98,7 +98,7 @@ def head_of(model, variables):
 
     def apply(params, features, keys=None):
         whole = variables | {"params": rest | params}
-        return model.apply(whole, features.astype(jnp.float32), Pass(keys=keys), begin="head")
+        return model.apply(whole, features.astype(jnp.float32), ForwardContext(keys=keys), start_stage="head")
 
     @jax.jit
     def update(params, opt, rate, features, labels, real, key):

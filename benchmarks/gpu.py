@@ -59,7 +59,7 @@ def our_step(
     model = create_model(arch, num_classes=CLASSES, dtype=dtype)
     variables = init_variables(model, jax.random.key(0))
     plan = make_plan(model, variables, train=train, bn=bn, lr=RATE)
-    cut = prefix_end(model, plan)
+    frozen_prefix_end = prefix_end(model, plan)
     tx = make_optimizer(plan, name="adam")
     normalize = make_normalize(MEAN, STD)
     step = make_train_step(
@@ -68,8 +68,8 @@ def our_step(
         families=[Family.single(tx, make_schedule("constant", steps=1))],
         loss=make_loss("softmax"),
         inputs=lambda keys, data: data["image"] if kept else normalize(data["image"]).astype(dtype),
-        begin=cut if kept else None,
-        cut=cut,
+        start_stage=frozen_prefix_end if kept else None,
+        frozen_prefix_end=frozen_prefix_end,
         axis=None,
     )
     params = variables["params"]
@@ -84,7 +84,7 @@ def our_step(
         "epoch": jnp.int32(0),
     }
     if kept:
-        prefix = jax.jit(lambda v, x: model.apply(v, normalize(x).astype(dtype), end=cut))
+        prefix = jax.jit(lambda v, x: model.apply(v, normalize(x).astype(dtype), stop_stage=frozen_prefix_end))
         data["image"] = prefix(variables, data["image"])
     return step, state, data
 

@@ -3,7 +3,7 @@ import threading
 import numpy as np
 import pytest
 
-from tljax.data.batches import canvas_of, eval_batches, num_batches, prefetch, train_batches
+from tljax.data.batches import eval_batches, num_batches, padded_shape_of, prefetch, train_batches
 from tljax.data.pixels import Pixels
 
 SIZES = np.array([[8, 12], [10, 8], [8, 8], [9, 8], [8, 11], [16, 8], [8, 9]], np.int32)
@@ -70,7 +70,7 @@ def test_a_batch_is_a_function_of_seed_epoch_and_its_number(pixels):
 
 
 def test_the_canvas_is_of_the_split_or_as_given(pixels):
-    assert canvas_of(pixels, np.array([0, 1, 2])) == (10, 12)
+    assert padded_shape_of(pixels, np.array([0, 1, 2])) == (10, 12)
     batch = next(train_batches(pixels, LABELS, np.array([0, 1]), batch_size=2, seed=0, epoch=0, canvas=(20, 20)))
     assert batch["image"].shape == (2, 20, 20, 3)
 
@@ -163,14 +163,14 @@ def test_prefetch_forwards_exceptions_in_their_place():
 def test_prefetch_ends_its_thread_when_the_consumer_stops():
     closed = threading.Event()
 
-    def endless():
+    def repeat():
         try:
             while True:
                 yield 1
         finally:
             closed.set()
 
-    ahead = prefetch(endless(), depth=1)
+    ahead = prefetch(repeat(), depth=1)
     assert next(ahead) == 1
     ahead.close()
     assert closed.is_set()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.commands import QUICK
 from tljax.data.augment import Augmentation, augment_one
-from tljax.data.batches import central_squares
+from tljax.data.batches import center_crops
 from tljax.data.geometry import crop_map, flip_map, random_resized_box, rotate_map, sample
 from tljax.data.pixels import Pixels
 
@@ -243,4 +243,4 @@ def test_a_central_view_is_the_one_that_evaluation_cuts(size, seed):
     np.testing.assert_array_equal(augmented(which)(jax.random.key(0), canvas, np.array(size)), cut)
     pixels = Pixels(picture.reshape(-1), np.zeros(1, np.int64), np.array([size], np.int32))
     batch = {"index": np.zeros(1, np.int32), "mask": np.ones(1, np.float32)}
-    np.testing.assert_array_equal(central_squares(pixels, batch, side)["image"][0], cut)
+    np.testing.assert_array_equal(center_crops(pixels, batch, side)["image"][0], cut)

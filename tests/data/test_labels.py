@@ -106,7 +106,7 @@ def test_each_image_trains_on_its_own_label_or_on_the_one_it_was_given(counts, d
     hidden = np.flatnonzero(np.isin(fate, ["unlabelled", "given"]))
     chosen = np.array(data.draw(st.permutations(np.flatnonzero(fate == "given").tolist())), np.int64)
     known = source.labels.copy()
-    known[hidden] = labels.HIDDEN
+    known[hidden] = labels.UNLABELED
     rng, classes = np.random.default_rng(0), len(source.classes)
     made = rng.integers(0, classes, len(chosen)).astype(np.int32)
     if soft:
@@ -138,7 +138,7 @@ def listed(photos, **settings):
 
 def test_labels_are_out_of_reach(photos):
     found = listed(photos)
-    assert (found.source.labels[found.splits["unlabelled"]] == labels.HIDDEN).all()
+    assert (found.source.labels[found.splits["unlabelled"]] == labels.UNLABELED).all()
     assert (found.targets[found.splits["train"]] == found.truth[found.splits["train"]]).all()
     assert not set(found.splits["train"]) & set(found.splits["unlabelled"])
     assert len(found.splits["train"]) == 9 and len(found.pool) == 36
@@ -240,7 +240,7 @@ def test_a_folder_of_unlabelled_images_joins_those_without_a_label(photos, tmp_p
     for split in ("train", "val", "test"):
         assert np.array_equal(found.splits[split], alone.splits[split])
     added = found.splits["unlabelled"][more:]
-    assert (found.truth[added] == labels.HIDDEN).all()
+    assert (found.truth[added] == labels.UNLABELED).all()
     names = [found.source.names[i] for i in added]
     assert names == [f"unlabelled:more/deep/{i:03}.png" for i in range(24)]
     assert found.source.read(int(added[3])) == (photos / "red/003.png").read_bytes()

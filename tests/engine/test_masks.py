@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tljax.data.batches import in_order, num_batches
-from tljax.data.labels import Sealed
+from tljax.data.labels import HeldOutLabels
 from tljax.data.load import Data
 from tljax.data.pixels import Pixels
 from tljax.data.source import Source
-from tljax.engine.input_pipeline import Features, Feed, endless, run_over
+from tljax.engine.input_pipeline import Features, InputPipeline, predict_all, repeat
 from tljax.engine.parallel import AXIS, Replicas
 from tljax.engine.steps import make_forward_step, make_train_step
 from tljax.metrics.accuracy import score
@@ -46,14 +46,14 @@ def make_data(count, soft=False):
     labels = rng.integers(0, CLASSES, count).astype(np.int32)
     targets = rng.dirichlet(np.ones(CLASSES), count).astype(np.float32) if soft else labels
     source = Source("made", tuple(f"{i:03}" for i in range(count)), labels, tuple("abc"), read=None)
-    return Data(source, {}, targets, labels, Sealed(labels, "drawn without labels"), pixels)
+    return Data(source, {}, targets, labels, HeldOutLabels(labels, "drawn without labels"), pixels)
 
 
 def make_feed(data, indices, batch_size, *, training, features=None, copies=0):
     def views(keys, images, sizes):
         return colours(images)
 
-    return Feed(
+    return InputPipeline(
         data=data, indices=indices, batch_size=min(batch_size, len(indices)), training=training, copies=copies,
         views=views, plain=views, normalize=colours, crop=CROP, seed=3, features=features,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def test_rows_reach_every_device_of_every_process_and_come_back_in_order(count, 
 def forward_on(devices, kept):
     """A forward step that begins at the head, over kept features or mean colours, by number of devices."""
     step = make_forward_step(
-        model=MODEL, plan=PLAN, begin="head", cut="head",
+        model=MODEL, plan=PLAN, start_stage="head", frozen_prefix_end="head",
         inputs=lambda keys, batch: batch["feature"] if kept else colours(batch["image"]),
     )  # fmt: skip
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), devices=jax.devices()[:devices])
@@ -117,7 +117,7 @@ def test_an_evaluation_is_that_of_all_images_at_once(count, batch_size, devices,
     feed = make_feed(made, indices, batch_size, training=False, features=features)
     view = data.draw(st.integers(0, 5))
     step, replicas = forward_on(devices, kept), Replicas(devices, devices, 0)
-    logits = np.concatenate(list(run_over(step, feed, on(devices, VARIABLES), KEY, replicas, view=view)))
+    logits = np.concatenate(list(predict_all(step, feed, on(devices, VARIABLES), KEY, replicas, view=view)))
     if features is not None:
         x = features.values[np.argsort(features.images)][indices, view % 2]
     else:
@@ -142,8 +142,8 @@ def train_on(devices, parts):
     tx = make_optimizer(PLAN, name="sgd", momentum=0.0)
     step = make_train_step(
         model=MODEL, plan=PLAN, families=[Family.single(tx, make_schedule("constant", steps=1))],
-        loss=make_loss("softmax"), inputs=lambda keys, batch: batch["feature"], begin="head", cut="head",
-        accumulate=parts,
+        loss=make_loss("softmax"), inputs=lambda keys, batch: batch["feature"],
+        start_stage="head", frozen_prefix_end="head", accumulate=parts,
     )  # fmt: skip
     state = TrainState(step=np.int32(0), **VARIABLES, opt_state=tx.init(VARIABLES["params"]))
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), devices=jax.devices()[:devices]), on(devices, state)
@@ -200,7 +200,7 @@ def test_batches_go_on_where_they_were_left(count, batch_size, devices, parts, s
     """From pass to pass, whatever the batch that one begins with."""
     feed = make_feed(make_data(20), np.arange(20)[-count:], batch_size, training=True, copies=copies)
     replicas = Replicas(devices, devices, 0, parts)
-    whole = itertools.islice(endless(feed, replicas), start, start + 5)
-    later = itertools.islice(endless(feed, replicas, start=start), 5)
+    whole = itertools.islice(repeat(feed, replicas), start, start + 5)
+    later = itertools.islice(repeat(feed, replicas, start=start), 5)
     for a, b in zip(whole, later, strict=True):
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)

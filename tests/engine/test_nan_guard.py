@@ -13,7 +13,7 @@ import pytest
 from tests import tiny
 from tljax.core.errors import UserError
 from tljax.data import load
-from tljax.engine.nan_guard import beginning, watched
+from tljax.engine.nan_guard import first_nonfinite, skip_nonfinite_updates
 from tljax.run_dir.checkpoint import saved_steps, saved_variables
 from tljax.run_dir.train_state import TrainState
 from tljax.train import single_run
@@ -113,16 +113,16 @@ def test_a_step_that_is_not_sound_changes_nothing_and_neither_do_those_after_it(
         params = jax.tree.map(lambda v: v + batch["by"], state.params)
         return state.replace(step=state.step + 1, params=params), {"loss": batch["by"], "grad_norm": jnp.ones(())}
 
-    run = jax.jit(watched(step, plan, alone=True, stop=True))
+    run = jax.jit(skip_nonfinite_updates(step, plan, alone=True, stop=True))
     state = state_of(a=jnp.zeros(2), b=jnp.zeros(3))
     sound = []
     for number, by in enumerate([1.0, np.nan, 1.0]):
         state, metrics = run(state, {"by": jnp.float32(by), "number": jnp.int32(number)}, None)
-        sound.append(bool(metrics["sound"]))
+        sound.append(bool(metrics["all_finite"]))
     assert sound == [True, False, True]
     assert int(state.step) == 1
     np.testing.assert_array_equal(state.params["a"], [1, 1])
-    goes_on = jax.jit(watched(step, plan, alone=True, stop=False))
+    goes_on = jax.jit(skip_nonfinite_updates(step, plan, alone=True, stop=False))
     state, metrics = goes_on(state, {"by": jnp.float32(np.nan), "number": jnp.int32(1)}, None)
     assert np.isnan(state.params["a"]).all()
     assert int(state.step) == 2
@@ -135,8 +135,8 @@ def test_members_are_told_apart():
         return state, {"loss": jnp.ones(2), "grad_norm": jnp.array([1.0, 2.0])}
 
     state = state_of(a=jnp.array([[1.0, 2.0], [1.0, jnp.inf]]), b=jnp.ones((2, 1)))
-    metrics = watched(step, plan, alone=False, stop=True)(state, {"number": jnp.int32(0)}, None)[1]
-    assert metrics["sound"].tolist() == [True, False]
+    metrics = skip_nonfinite_updates(step, plan, alone=False, stop=True)(state, {"number": jnp.int32(0)}, None)[1]
+    assert metrics["all_finite"].tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,9 @@ def test_members_are_told_apart():
 )
 def test_backwards_it_begins_nearest_to_the_head_and_forwards_nearest_to_the_picture(loss, norms, updated, words):
     metrics = {"loss": loss, "norms": norms, "updated": updated}
-    said = beginning(plan_of(("a", 1), ("b", 1)), metrics, lambda: {"input": 1, "a": 1, "b": 0, "pool": 0}, ["a", "b"])
+    said = first_nonfinite(
+        plan_of(("a", 1), ("b", 1)), metrics, lambda: {"input": 1, "a": 1, "b": 0, "pool": 0}, ["a", "b"]
+    )
     assert words in said
 
 

@@ -71,14 +71,16 @@ def test_where_nothing_fits_it_says_so():
 def test_memory_that_runs_out_in_the_first_step_is_told_and_other_errors_are_not_hidden():
     run, arguments = steps(64)
 
-    def guarded(error):
+    def check_fits_memory(error):
         def step(*_):
             raise error
 
         step.lower = run.lower
-        return oom_guard.guarded(step, {"batch_size": 1024}, 1)
+        return oom_guard.check_fits_memory(step, {"batch_size": 1024}, 1)
 
     with pytest.raises(UserError, match="batch_size=1,024 does not fit"):
-        guarded(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))(*arguments(1024))
+        check_fits_memory(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))(
+            *arguments(1024)
+        )
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        guarded(jax.errors.JaxRuntimeError("INTERNAL: something else"))(*arguments(1024))
+        check_fits_memory(jax.errors.JaxRuntimeError("INTERNAL: something else"))(*arguments(1024))

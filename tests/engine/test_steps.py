@@ -54,8 +54,8 @@ def build(
         first_step=first_step,
         loss=make_loss("softmax"),
         inputs=lambda keys, batch: batch["feature"] if kept else NORMALIZE(batch["image"]).astype(dtype),
-        begin=prefix_end(model, plan) if kept else None,
-        cut=prefix_end(model, plan),
+        start_stage=prefix_end(model, plan) if kept else None,
+        frozen_prefix_end=prefix_end(model, plan),
         accumulate=accumulate,
         cross_replica_bn=cross,
         axis=axis,
@@ -147,7 +147,7 @@ def test_head_only_costs_a_forward_pass_and_the_head():
 def test_a_step_over_kept_features_costs_no_prefix(train, blocks):
     step, state, plan, model = build(train=train, blocks=blocks)
     batch, key, end = {**make_batch(32), "epoch": np.int32(0)}, jax.random.key(0), prefix_end(model, plan)
-    prefix = functools.partial(model.apply, end=end)
+    prefix = functools.partial(model.apply, stop_stage=end)
     images = NORMALIZE(batch["image"])
     over_features = build(train=train, blocks=blocks, kept=True)[0]
     whole, kept = (
@@ -173,8 +173,8 @@ def test_members_of_a_population_cost_their_heads_alone():
         ],
         loss=make_loss("softmax"),
         inputs=lambda keys, batch: NORMALIZE(batch["image"]),
-        cut=prefix_end(model, plan),
-        how="vmap",
+        frozen_prefix_end=prefix_end(model, plan),
+        member_map="vmap",
         axis=None,
     )
 
@@ -184,7 +184,7 @@ def test_members_of_a_population_cost_their_heads_alone():
     trainable, frozen = plan.split(state.params)
     population = state.replace(params=merge(stacked(trainable), frozen), opt_state=(stacked(state.opt_state),))
     one, ten = flops(step, state, batch, key), flops(many, population, batch, key)
-    prefix = flops(functools.partial(model.apply, end="head"), state.variables, NORMALIZE(batch["image"]))
+    prefix = flops(functools.partial(model.apply, stop_stage="head"), state.variables, NORMALIZE(batch["image"]))
     ceiling = members * one / (prefix + members * (one - prefix))
     assert members * one / ten >= 0.9 * ceiling
     assert ceiling > 5

@@ -147,7 +147,7 @@ def attempt(tree: Tree) -> tuple[str, list[str]]:
         return "trained", losses(root, listed, result, " ".join(captured.get().split()))
 
 
-def losses(root: Path, listed: load.Listed, result: Mapping[str, Any], said: str) -> list[str]:
+def losses(root: Path, listed: load.DatasetIndex, result: Mapping[str, Any], said: str) -> list[str]:
     """What a run that ended did not say."""
     found, skipped = [], {name for name, _ in result["skipped"]["files"]}
     names, classes = listed.source.names, result["classes"]

@@ -6,7 +6,7 @@ import pytest
 from tests import tiny
 from tljax.inference import grad_cam
 from tljax.inference.classifier import load
-from tljax.models import Pass
+from tljax.models import ForwardContext
 from tljax.report.plots import heat_over
 
 CLASSES = np.array([0, 1, 2, 1])
@@ -25,7 +25,9 @@ def squares(classifier, photos):
 def test_grad_cam_under_mean_and_classifier_is_the_class_activation_map(classifier, squares):
     """There the gradient of a class by a map is its weight over the map's area (Zhou et al. 2016)."""
     logits, heat = grad_cam.make_grad_cam(classifier)(squares, CLASSES)
-    maps = np.asarray(classifier.model.apply(classifier.variables, classifier.normalize(squares), Pass(), end="pool"))
+    maps = np.asarray(
+        classifier.model.apply(classifier.variables, classifier.normalize(squares), ForwardContext(), stop_stage="pool")
+    )
     weights = classifier.variables["params"]["fc"]["kernel"][:, CLASSES].T / (maps.shape[1] * maps.shape[2])
     expected = np.maximum(np.einsum("bhwc,bc->bhw", maps, weights), 0)
     assert heat.shape == expected.shape and expected.max() > 0
@@ -43,7 +45,8 @@ def test_saliency_is_how_fast_the_logit_changes_with_a_pixel(classifier, squares
             moved = np.zeros_like(x)
             moved[:, row, column, colour] = step
             up, down = (
-                np.asarray(classifier.model.apply(classifier.variables, x + s * moved, Pass())) for s in (1, -1)
+                np.asarray(classifier.model.apply(classifier.variables, x + s * moved, ForwardContext()))
+                for s in (1, -1)
             )
             slopes.append((up - down)[np.arange(4), CLASSES] / (2 * step))
         np.testing.assert_allclose(found[:, row, column], np.abs(slopes).max(0), rtol=0.15, atol=2e-3)

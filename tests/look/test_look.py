@@ -19,7 +19,7 @@ from tljax.inference.activations import first_kernel, layers, maps_of, nearest
 from tljax.inference.classifier import load
 from tljax.inference.test_predictions import open_images, read_answers
 from tljax.look import __main__ as look_command
-from tljax.models import MODELS, Pass, create_model, init_variables
+from tljax.models import MODELS, ForwardContext, create_model, init_variables
 from tljax.report.answers import confusion_picture
 from tljax.report.console import make_console
 from tljax.report.insides import head, maps_picture
@@ -132,7 +132,9 @@ def test_nearest_training_images_are_those_of_numpy(finished, photos, numbers):
     def features(names):
         squares = np.stack([classifier.see((photos / name).read_bytes()) for name in names])
         rows = np.asarray(
-            classifier.model.apply(classifier.variables, classifier.normalize(squares), Pass(), end="head")
+            classifier.model.apply(
+                classifier.variables, classifier.normalize(squares), ForwardContext(), stop_stage="head"
+            )
         )
         rows = rows.astype(np.float64)
         return rows / np.sqrt((rows**2).sum(1, keepdims=True))

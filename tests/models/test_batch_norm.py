@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tljax.models.layers import BatchNorm, BatchNormMode, Pass
+from tljax.models.layers import BatchNorm, BatchNormMode, ForwardContext
 
 SWITCHES = list(itertools.product([False, True], repeat=3))
 SHAPE = (6, 5, 4, 3)
@@ -36,7 +36,7 @@ def example(x64):
     return x, jax.tree.map(jnp.asarray, variables)
 
 
-def apply(variables, x, mode, forward=Pass()):
+def apply(variables, x, mode, forward=ForwardContext()):
     y, changed = BatchNorm("float64").apply(variables, jnp.asarray(x), mode, forward, mutable=["batch_stats"])
     return y, changed["batch_stats"]
 
@@ -65,7 +65,9 @@ def test_statistics_are_of_real_examples_whatever_the_others_hold(mask, switches
     var = rng.uniform(0.5, 2, 3)
     with jax.enable_x64(True):
         variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
-        y, stats = apply(jax.tree.map(jnp.asarray, variables), x, mode, Pass(mask=jnp.asarray(mask, jnp.float64)))
+        y, stats = apply(
+            jax.tree.map(jnp.asarray, variables), x, mode, ForwardContext(mask=jnp.asarray(mask, jnp.float64))
+        )
     if not mask.any():
         expected = y[mask], mean, var
     else:
@@ -83,9 +85,9 @@ def test_statistics_across_replicas_equal_those_of_the_whole_batch(example):
     y, stats = apply(variables, x, mode)
     mask = jnp.ones(8).at[6:].set(0)  # three replicas are full, the fourth is padding alone
     padded = np.concatenate([x, np.ones_like(x[:2])]).reshape(4, 2, *SHAPE[1:])
-    y_r, stats_r = jax.pmap(lambda x, mask: apply(variables, x, mode, Pass(mask=mask, axis_name="r")), axis_name="r")(
-        padded, mask.reshape(4, 2)
-    )
+    y_r, stats_r = jax.pmap(
+        lambda x, mask: apply(variables, x, mode, ForwardContext(mask=mask, axis_name="r")), axis_name="r"
+    )(padded, mask.reshape(4, 2))
     np.testing.assert_allclose(y_r.reshape(8, *SHAPE[1:])[:6], y, rtol=1e-10, atol=1e-12)
     for replica in range(4):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[replica], b, rtol=1e-12), stats_r, stats)  # noqa: B023
@@ -94,8 +96,8 @@ def test_statistics_across_replicas_equal_those_of_the_whole_batch(example):
 def test_bfloat16_keeps_statistics_in_float32():
     x = jax.random.normal(jax.random.key(0), SHAPE, jnp.bfloat16) + 100
     layer = BatchNorm("bfloat16")
-    variables = layer.init(jax.random.key(0), x, BatchNormMode(True, True, True), Pass())
-    y, changed = layer.apply(variables, x, BatchNormMode(True, True, True), Pass(), mutable=["batch_stats"])
+    variables = layer.init(jax.random.key(0), x, BatchNormMode(True, True, True), ForwardContext())
+    y, changed = layer.apply(variables, x, BatchNormMode(True, True, True), ForwardContext(), mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16
     assert changed["batch_stats"]["mean"].dtype == jnp.float32
     expected = np.asarray(x, np.float64).var((0, 1, 2)) * 120 / 119 * 0.1 + 0.9

@@ -43,5 +43,7 @@ def test_each_stage_runs_on_the_variables_of_its_own_groups_alone(names, data):
             )
             for name, leaves in flat.items()
         }
-        x = jax.eval_shape(lambda own, x, a=stage, b=following: model.apply(own, x, begin=a, end=b), own, x)
+        x = jax.eval_shape(
+            lambda own, x, a=stage, b=following: model.apply(own, x, start_stage=a, stop_stage=b), own, x
+        )
     assert x.shape == (1, model.num_classes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tljax.core.errors import UserError
-from tljax.models import MODELS, Pass, check_side, cpu, create_model, init_variables, variable_shapes
+from tljax.models import MODELS, ForwardContext, check_side, cpu, create_model, init_variables, variable_shapes
 from tljax.models.layers import dropout, max_pool, random_fields
 
 # torchvision's own counts, from its documentation of the weights.
@@ -64,9 +64,9 @@ def test_stages_run_one_by_one_give_the_whole(name):
     variables = init_variables(model, jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
     whole = model.apply(variables, images)
-    for cut in model.stages[1:]:
-        kept = model.apply(variables, images, end=cut)
-        np.testing.assert_array_equal(model.apply(variables, kept, begin=cut), whole)
+    for stage in model.stages[1:]:
+        kept = model.apply(variables, images, stop_stage=stage)
+        np.testing.assert_array_equal(model.apply(variables, kept, start_stage=stage), whole)
 
 
 def test_named_activations_on_request():
@@ -206,7 +206,7 @@ def test_squeezenet_drops_only_when_given_keys():
     images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
     plain = model.apply(variables, images)
     np.testing.assert_array_equal(plain, model.apply(variables, images))
-    dropped = model.apply(variables, images, Pass(keys=jax.random.split(jax.random.key(2), 2)))
+    dropped = model.apply(variables, images, ForwardContext(keys=jax.random.split(jax.random.key(2), 2)))
     assert not np.array_equal(plain, dropped)
 
 
@@ -249,16 +249,16 @@ def test_stochastic_depth_leaves_out_branches_of_whole_examples():
     x = jnp.tile(jax.random.normal(jax.random.key(1), (1, 16, 16, 3)), (400, 1, 1, 1))
     assert np.array_equal(model.apply(variables, x[:2]), plain.apply(variables, x[:2]))  # an evaluation
     keys = jax.random.split(jax.random.key(2), 400)
-    stem = plain.apply(variables, x[:1], end="layer1")
-    block = plain.apply(variables, stem, begin="layer1", end="pool")
-    out = np.asarray(model.apply(variables, x, Pass(keys=keys), end="pool"))
+    stem = plain.apply(variables, x[:1], stop_stage="layer1")
+    block = plain.apply(variables, stem, start_stage="layer1", stop_stage="pool")
+    out = np.asarray(model.apply(variables, x, ForwardContext(keys=keys), stop_stage="pool"))
     # The block ends in relu(stem + branch); where that is positive the branch is what was added.
     branch = np.where(block > 0, block - stem, np.nan)[0]
     kept = np.isclose(out, np.maximum(np.asarray(stem) + branch / 0.6, 0), atol=1e-4, rtol=1e-4) | np.isnan(branch)
     without = np.isclose(out, np.asarray(stem), atol=1e-5)
     kept, without = kept.all((1, 2, 3)), without.all((1, 2, 3))
     assert (kept | without).all() and 200 < kept.sum() < 280
-    assert np.array_equal(out[:7], model.apply(variables, x[:7], Pass(keys=keys[:7]), end="pool"))
+    assert np.array_equal(out[:7], model.apply(variables, x[:7], ForwardContext(keys=keys[:7]), stop_stage="pool"))
 
 
 @pytest.mark.parametrize(

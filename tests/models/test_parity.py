@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tljax.metrics.losses import make_loss
-from tljax.models import Pass, create_model, variable_shapes
+from tljax.models import ForwardContext, create_model, variable_shapes
 from tljax.transfer.plan import BN_MODES
 from tljax.weights.hub import FILES
 from tljax.weights.torch_names import from_torch, to_torch
@@ -47,7 +47,7 @@ def test_network_equals_torchvision(name, shared, x64):
     assert differs(logits, theirs["eval_logits"][:1]) <= TOLERANCE
 
     def loss(params):
-        forward = Pass(bn=dict.fromkeys(model.groups, BN_MODES["train"]))
+        forward = ForwardContext(bn=dict.fromkeys(model.groups, BN_MODES["train"]))
         logits, changed = model.apply(
             {**variables, "params": params}, train_images.transpose(0, 2, 3, 1), forward, mutable=["batch_stats"]
         )

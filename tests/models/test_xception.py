@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from tljax.models import Pass, create_model, init_variables, variable_shapes
+from tljax.models import ForwardContext, create_model, init_variables, variable_shapes
 from tljax.models.layers import BatchNormMode
 from tljax.transfer.plan import make_plan, prefix_end
 
@@ -89,7 +89,7 @@ def test_outputs_and_running_statistics_are_keras():
     np.testing.assert_allclose(ours, net(x, training=False), atol=2e-4, rtol=2e-4)
 
     modes = {group: TRAIN for group in model.groups if group.startswith("norm")}
-    _, moved = jax.jit(lambda v, x: model.apply(v, x, Pass(bn=modes), mutable=["batch_stats"]))(variables, x)
+    _, moved = jax.jit(lambda v, x: model.apply(v, x, ForwardContext(bn=modes), mutable=["batch_stats"]))(variables, x)
     net(x, training=True)
     for name, stats in moved["batch_stats"].items():
         layer = net.get_layer(name)

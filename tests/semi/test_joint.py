@@ -15,7 +15,7 @@ from tljax.report.console import make_console
 from tljax.run_dir.checkpoint import saved_steps, saved_variables
 from tljax.semi.joint import METHODS
 from tljax.train import runs, single_run
-from tljax.train.final_eval import told_of_unlabelled
+from tljax.train.final_eval import pseudo_label_report
 
 QUIET = make_console(quiet=True)
 
@@ -190,4 +190,4 @@ def test_what_is_told_as_given_was_sure_enough(photos, method, threshold, given)
     data = load.open_data(config.data, seed=0)
     data.splits["unlabelled"] = data.splits["unlabelled"][:4]
     logits = np.array([[9, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
-    assert told_of_unlabelled(config.semi, data, logits)["given"] == given
+    assert pseudo_label_report(config.semi, data, logits)["given"] == given

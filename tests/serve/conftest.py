@@ -6,7 +6,7 @@ import pytest
 
 from tests.serve.served import TIMEOUT, served
 from tljax.inference.classifier import load
-from tljax.serve.desk import Desk
+from tljax.serve.desk import InferenceQueue
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def url(classifier):
 @pytest.fixture
 def blocked(classifier):
     """A desk of two places; an event that is set when it is first asked, and one until which it says nothing."""
-    desk, begun, go_on = Desk(classifier, places=2), threading.Event(), threading.Event()
+    desk, begun, go_on = InferenceQueue(classifier, places=2), threading.Event(), threading.Event()
     say = desk.say
 
     def slow(*args, **options):

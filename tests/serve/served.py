@@ -17,7 +17,7 @@ from tests import commands
 from tljax.inference.classifier import Classifier
 from tljax.serve.__main__ import SETTINGS
 from tljax.serve.app import Limits, make_app
-from tljax.serve.desk import Desk
+from tljax.serve.desk import InferenceQueue
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ("localhost", "127.0.0.1")
@@ -26,11 +26,11 @@ TIMEOUT = 60
 
 @contextlib.contextmanager
 def served(
-    classifier: Classifier, *, desk: Desk | None = None, send_buffer: int | None = None, **limits: Any
+    classifier: Classifier, *, desk: InferenceQueue | None = None, send_buffer: int | None = None, **limits: Any
 ) -> Iterator[str]:
     """Serves while it is entered; gives the address of the page. The kernel keeps so many unread bytes of a client."""
     most = Limits(**{"per_minute": 100_000, **limits})
-    desk = desk or Desk(classifier, places=most.places)
+    desk = desk or InferenceQueue(classifier, places=most.places)
     server = uvicorn.Server(uvicorn.Config(make_app(desk, most, hosts=HOSTS), **SETTINGS))
     with socket.create_server(("127.0.0.1", 0)) as door:
         if send_buffer:

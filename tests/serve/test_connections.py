@@ -11,7 +11,7 @@ import requests
 
 from tests.serve.served import TIMEOUT, command, connected, post, served, wait_until
 from tljax.serve.connections import Connection
-from tljax.serve.desk import Desk
+from tljax.serve.desk import InferenceQueue
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -135,7 +135,7 @@ def test_connections_beyond_the_most_are_closed_until_there_is_room(classifier, 
 
 
 def test_an_error_of_ours_is_logged_and_500(classifier, photos, caplog):
-    desk = Desk(classifier, places=1)
+    desk = InferenceQueue(classifier, places=1)
     desk.say = lambda *_, **__: 1 / 0
     with served(classifier, desk=desk) as url:
         assert post(url, (photos / "red/000.png").read_bytes()).status_code == 500

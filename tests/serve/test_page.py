@@ -12,7 +12,7 @@ from tests.serve.served import served, wait_until
 from tljax.inference import batch_predict
 from tljax.inference.classifier import load
 from tljax.report.console import make_console
-from tljax.serve.desk import Desk
+from tljax.serve.desk import InferenceQueue
 from tljax.train import runs
 
 pytestmark = pytest.mark.browser
@@ -51,7 +51,7 @@ def classifier(photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(classifier):
-    desk = Desk(classifier, places=16)
+    desk = InferenceQueue(classifier, places=16)
     desk.warm_up()
     with served(classifier, desk=desk, most_bytes=1_000_000) as url:
         yield url

@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from tljax.data import load
-from tljax.data.labels import HIDDEN
+from tljax.data.labels import UNLABELED
 from tljax.report.console import make_console
 from tljax.train import runs, single_run
 
@@ -109,8 +109,8 @@ def test_looking_at_the_test_every_epoch_is_counted_also_when_interrupted(photos
 def test_the_labels_of_the_test_are_in_no_array_that_training_gets(photos, labels):
     listed = load.open_data(tiny.make_config(photos, data__labels=labels).data, seed=0)
     for array in (listed.source.labels, listed.targets, listed.truth):
-        assert (array[listed.splits["test"]] == HIDDEN).all()
-        assert (array[listed.splits["val"]] != HIDDEN).all()
+        assert (array[listed.splits["test"]] == UNLABELED).all()
+        assert (array[listed.splits["val"]] != UNLABELED).all()
 
 
 def test_the_record_says_what_drawing_the_test_knew(photos, tmp_path):

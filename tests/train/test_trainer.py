@@ -468,11 +468,11 @@ def test_its_steps_are_traced_once(photos, tmp_path, monkeypatch, resumed):
     traced = []
 
     def watch(name):
-        def watched(step):
+        def counted(step):
             return real(lambda *arguments: (traced.append(name), step(*arguments))[1])
 
         real = getattr(parallel, name)
-        monkeypatch.setattr(parallel, name, watched)
+        monkeypatch.setattr(parallel, name, counted)
 
     watch("train_step")
     watch("eval_step")

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tljax.core.errors import UserError
-from tljax.engine.steps import join_parts, own_parts, update_params
+from tljax.engine.steps import combine, partition, update_params
 from tljax.models import create_model, init_variables, variable_shapes
 from tljax.transfer.optimizer import carry_moments, make_optimizer, make_schedule
 from tljax.transfer.plan import BN_MODES, make_plan, merge
@@ -125,8 +125,8 @@ def test_an_update_changes_what_trains_and_nothing_else(data, network, name, see
     with jax.enable_x64(True):
         tx = make_optimizer(plan, name=name, clip=data.draw(st.sampled_from([0.0, 0.5])), decay_all=decay_all)
         variables = {part: drawn_like(shapes[part], seed) for part in ("params", "batch_stats")}
-        own, shared = own_parts(model, plan, variables)
-        assert jax.tree.all(jax.tree.map(np.array_equal, join_parts(own, shared), variables))
+        own, shared = partition(model, plan, variables)
+        assert jax.tree.all(jax.tree.map(np.array_equal, combine(own, shared), variables))
         assert {plan.labels[path] for path in own["params"]} == {g.name for g in plan.groups if g.trainable}
         moving = {group for group, mode in plan.modes.items() if mode.update}
         assert {model.group_of(path) for path in own["batch_stats"]} == moving

@@ -31,7 +31,7 @@ def num_batches(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def canvas_of(pixels: Pixels, indices: np.ndarray) -> tuple[int, int]:
+def padded_shape_of(pixels: Pixels, indices: np.ndarray) -> tuple[int, int]:
     """The smallest (height, width) in which each of these pictures fits."""
     height, width = pixels.sizes[indices].max(axis=0)
     return int(height), int(width)
@@ -66,7 +66,7 @@ def train_batches(
     Yields:
       Batches.
     """
-    canvas = canvas or canvas_of(pixels, indices)
+    canvas = canvas or padded_shape_of(pixels, indices)
     for batch in shuffled(labels, indices, batch_size=batch_size, seed=seed, epoch=epoch, start=start, rows=rows):
         yield batch | whole_pictures(pixels, batch, canvas)
 
@@ -135,10 +135,10 @@ def eval_batches(
       Batches with `image` `[B, crop, crop, 3]`, `size` (crop, crop) throughout.
     """
     for batch in in_order(labels, np.asarray(indices, np.int64), batch_size=batch_size, rows=rows):
-        yield batch | central_squares(pixels, batch, crop)
+        yield batch | center_crops(pixels, batch, crop)
 
 
-def central_squares(pixels: Pixels, batch: Batch, crop: int) -> Batch:
+def center_crops(pixels: Pixels, batch: Batch, crop: int) -> Batch:
     """`image` and `size` of a batch: torchvision's `CenterCrop(crop)`."""
 
     def place(image: np.ndarray, target: np.ndarray) -> tuple[int, int]:

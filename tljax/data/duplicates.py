@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import fft
 
 from tljax.core.shared_cache import is_sharing, shared
-from tljax.data.labels import HIDDEN
+from tljax.data.labels import UNLABELED
 from tljax.data.load import Data
 from tljax.data.pixels import Pixels
 
@@ -246,7 +246,7 @@ def find(data: Data) -> Found:
         for split, among in wanted.items()
         if split in splits
     }
-    known = data.pool[data.source.labels[data.pool] != HIDDEN]
+    known = data.pool[data.source.labels[data.pool] != UNLABELED]
     labels, (_, group) = data.source.labels[known], np.unique(prints.digests[known], return_inverse=True)
     low, high = np.full(len(known), labels.max()), np.zeros(len(known), labels.dtype)
     np.minimum.at(low, group, labels)

@@ -14,13 +14,13 @@ from tljax.data.source import Source
 from tljax.data.splits import permuted
 from tljax.run_dir.files import read_arrays, write_arrays
 
-HIDDEN = -1
+UNLABELED = -1
 """The label of an image whose own is out of reach."""
 
 _LABELS = 3  # a stream apart from those of the splits
 
 
-class Sealed:
+class HeldOutLabels:
     """The labels of the test, which are nowhere else; each reading is counted, by its reason."""
 
     def __init__(self, labels: np.ndarray, split: str):
@@ -123,7 +123,7 @@ def give(
     """What a student trains on.
 
     Args:
-      source: its labels are `HIDDEN` where they are out of reach.
+      source: its labels are `UNLABELED` where they are out of reach.
       labelled: indices into it.
       unlabelled: likewise.
       pseudo: labels of some of the unlabelled ones.

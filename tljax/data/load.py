@@ -26,11 +26,11 @@ from tljax.run_dir.files import SPILL
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
+class DatasetIndex:
     """What a run trains and is tested on, before an image is read.
 
     Attributes:
-      source: the images; labels that are out of reach, and those of the test, are `labels.HIDDEN`.
+      source: the images; labels that are out of reach, and those of the test, are `labels.UNLABELED`.
       splits: indices into it. Where some training images have no label, `unlabelled` are all of those, and `train` the
         labelled ones and those that were given a pseudo-label.
       targets: what training takes for labels, by index: int32 `[N]`, or probabilities, float32 `[N, classes]`.
@@ -42,7 +42,7 @@ class Listed:
     splits: dict[str, np.ndarray]
     targets: np.ndarray
     truth: np.ndarray
-    sealed: labels.Sealed
+    sealed: labels.HeldOutLabels
 
     @property
     def pool(self) -> np.ndarray:
@@ -80,7 +80,7 @@ class Listed:
         count = f"{counted(len(self.splits.get(split, ())), 'image')} for {counted(len(self.source.classes), 'class')}"
         return [f"{split} has {count} and none of {few(missing)}: {words[split]}"] if missing else []
 
-    def check_trained(self, before: "Listed | None" = None) -> None:
+    def check_trained(self, before: "DatasetIndex | None" = None) -> None:
         """Raises UserError for a class that has images and none to train on.
 
         A class that a set of TFDS names and has no image of is only noted. `before` is what was listed, before any file
@@ -106,7 +106,7 @@ class Listed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data(Listed):
+class Data(DatasetIndex):
     """The same with its pixels."""
 
     pixels: Pixels
@@ -200,7 +200,7 @@ def check_labels(source: Source) -> None:
         )
 
 
-def open_data(config: Any, *, seed: int) -> Listed:
+def open_data(config: Any, *, seed: int) -> DatasetIndex:
     """Lists and splits; reads no image.
 
     Args:
@@ -250,8 +250,11 @@ def open_data(config: Any, *, seed: int) -> Listed:
     if config.pseudo and config.labels == "all" and not unlabelled_in:
         raise UserError(f"data.pseudo={config.pseudo} has labels for unlabelled images, but data.labels=all")
     test = splits.get("test", np.empty(0, np.int64))
-    sealed, truth = labels.Sealed(source.labels, known_to_split(split, stratify=config.stratify)), source.labels.copy()
-    truth[test] = labels.HIDDEN
+    sealed, truth = (
+        labels.HeldOutLabels(source.labels, known_to_split(split, stratify=config.stratify)),
+        source.labels.copy(),
+    )
+    truth[test] = labels.UNLABELED
     source, targets = dataclasses.replace(source, labels=truth), truth
     own = seed if config.labels_seed is None else config.labels_seed
     labelled, unlabelled = labels.cut_labels(source, splits["train"], config.labels, seed=own, stratify=config.stratify)
@@ -260,13 +263,13 @@ def open_data(config: Any, *, seed: int) -> Listed:
         truth, unlabelled = source.labels, np.concatenate([unlabelled, more])
     if unlabelled.size:
         known = truth.copy()
-        known[unlabelled] = labels.HIDDEN
+        known[unlabelled] = labels.UNLABELED
         source, targets = dataclasses.replace(source, labels=known), known
         splits = {"train": labelled, "unlabelled": unlabelled} | {k: v for k, v in splits.items() if k != "train"}
         if config.pseudo:
             pseudo = labels.PseudoLabels.load(Path(config.pseudo))
             splits["train"], targets = labels.give(source, labelled, unlabelled, pseudo)
-    listed = Listed(source, splits, targets, truth, sealed)
+    listed = DatasetIndex(source, splits, targets, truth, sealed)
     listed.check_trained()
     return listed
 
@@ -285,7 +288,7 @@ def known_to_split(split: str, *, stratify: bool) -> str:
 
 def decode_data(
     config: Any,
-    listed: Listed,
+    listed: DatasetIndex,
     *,
     resize: int,
     workdir: Path | None,

@@ -44,19 +44,19 @@ def share(words: str) -> list[str]:
     return [said(number) for number in range(state.num_processes)]
 
 
-def together() -> None:
+def barrier() -> None:
     """Waits until all processes are here: the first one alone writes files."""
     share("")
 
 
-def highest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest number that any process gives."""
     if distributed.global_state.num_processes == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
-def agree(values: Callable[[], Mapping[str, Any]]) -> None:
+def assert_equal_across_processes(values: Callable[[], Mapping[str, Any]]) -> None:
     """Raises UserError in all processes where values, by name, are not the same in each."""
     if distributed.global_state.num_processes == 1:
         return
@@ -68,9 +68,9 @@ def agree(values: Callable[[], Mapping[str, Any]]) -> None:
                                 "all processes of a run are given the same")  # fmt: skip
 
 
-def agree_on_config(config: Any) -> None:
+def assert_equal_config(config: Any) -> None:
     """Before anything is opened: all processes have one config, and the packages that decide on numbers."""
-    agree(
+    assert_equal_across_processes(
         lambda: (
             {f"config.{name}": value for name, value in flatten(config.to_dict()).items()}
             | {f"the version of {name}": version for name, version in versions.versions().items()}
@@ -78,9 +78,9 @@ def agree_on_config(config: Any) -> None:
     )
 
 
-def agree_on_start(data: Any, variables: Any) -> None:
+def assert_equal_start(data: Any, variables: Any) -> None:
     """Before the first step: all processes have the same images, labels, splits and initial weights."""
-    agree(
+    assert_equal_across_processes(
         lambda: {
             "the number of images": len(data.source),
             "the digest of the images' names, labels and splits": data.fingerprint[:12],
@@ -91,7 +91,7 @@ def agree_on_start(data: Any, variables: Any) -> None:
     )
 
 
-def agree_on_folder(workdir: Path) -> None:
+def assert_equal_folder(workdir: Path) -> None:
     """Once process 0 has claimed the run's folder: the others see that it has."""
     if distributed.global_state.num_processes == 1:
         return
@@ -127,7 +127,7 @@ class Stop:
 
     def asked(self) -> bool:
         """Asks the others. Costs a collective."""
-        self.signal = self.signal or highest(next(iter(self.caught), 0))
+        self.signal = self.signal or all_reduce_max(next(iter(self.caught), 0))
         return self.signal > 0
 
     def words(self) -> dict[str, int]:

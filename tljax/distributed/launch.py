@@ -16,7 +16,7 @@ import jax
 
 from tljax.core.errors import UserError, one_line
 from tljax.core.signals import Interrupted
-from tljax.distributed.consensus import highest, together
+from tljax.distributed.consensus import all_reduce_max, barrier
 from tljax.distributed.coordinator import LOST, hear, stay_in_touch, tell
 from tljax.run_dir.checkpoint import saved_steps
 from tljax.settings.command_line import exit_status
@@ -51,12 +51,14 @@ def joined(address: str, count: int, own: int, *, patience: int, workdir: Path) 
         connect(address, count, own)
         try:
             jax.devices()
-            together()
-            highest(0)  # connects all devices, for which gloo waits 30 s; from then on each may compile for as long
+            barrier()
+            all_reduce_max(
+                0
+            )  # connects all devices, for which gloo waits 30 s; from then on each may compile for as long
             yield
-            together()  # process 0 has written everything
+            barrier()  # process 0 has written everything
         except Interrupted:  # all raise it, at the same step
-            together()
+            barrier()
             _part(line)
             raise
         except BaseException as error:

@@ -11,17 +11,17 @@ import numpy as np
 
 from tljax.data.batches import (
     Batch,
-    canvas_of,
-    central_squares,
+    center_crops,
     in_order,
     num_batches,
+    padded_shape_of,
     prefetch,
     shuffled,
     trailing,
     whole_pictures,
 )
 from tljax.data.load import Data
-from tljax.distributed.consensus import highest
+from tljax.distributed.consensus import all_reduce_max
 from tljax.engine.oom_guard import free_bytes
 from tljax.engine.parallel import Replicas, replicate, to_host
 
@@ -34,7 +34,7 @@ class Features(NamedTuple):
 
 
 @dataclasses.dataclass
-class Feed:
+class InputPipeline:
     """Some images, as batches; an epoch here is one pass over them.
 
     Attributes:
@@ -73,10 +73,12 @@ class Feed:
         self._images = len(self.data.source.names)
         self._rows = np.zeros(self._images, np.int32)
         self._rows[held] = np.arange(len(held), dtype=np.int32)
-        self._canvas = canvas_of(self.data.pixels, indices) if self.training else (self.crop, self.crop)
+        self._canvas = padded_shape_of(self.data.pixels, indices) if self.training else (self.crop, self.crop)
         one = int(np.prod(self._canvas)) * 3
         size = len(indices) * one if self.features is None else self.features.values.nbytes
-        on_device = self.placement == "device" or (self.placement == "auto" and not highest(not fits_on_device(size)))
+        on_device = self.placement == "device" or (
+            self.placement == "auto" and not all_reduce_max(not fits_on_device(size))
+        )
         self.resident = replicate(self._everything()) if on_device else {}
 
     @property
@@ -94,7 +96,7 @@ class Feed:
         batch = batch | {"index": batch["index"] % self._images}
         if self.training:
             return whole_pictures(self.data.pixels, batch, self._canvas)
-        return central_squares(self.data.pixels, batch, self.crop)
+        return center_crops(self.data.pixels, batch, self.crop)
 
     def batches(
         self, *, epoch: int = 0, start: int = 0, rows: np.ndarray | None = None, shuffle: bool = True
@@ -146,7 +148,7 @@ class Feed:
         return self.normalize(batch["image"])
 
 
-def endless(feed: Any, replicas: Replicas, *, start: int = 0) -> Iterator[dict[str, Any]]:
+def repeat(feed: Any, replicas: Replicas, *, start: int = 0) -> Iterator[dict[str, Any]]:
     """A feed's shards pass after pass, from batch `start` counted since the first one."""
     number, first = divmod(start, num_batches(feed.count, feed.batch_size))
     yield from feed.shards(replicas, epoch=number, start=first)
@@ -154,8 +156,8 @@ def endless(feed: Any, replicas: Replicas, *, start: int = 0) -> Iterator[dict[s
         yield from feed.shards(replicas, epoch=later)
 
 
-def run_over(
-    step: Callable[..., Any], feed: Feed, variables: Any, key: jax.Array, replicas: Replicas, *, view: int = 0
+def predict_all(
+    step: Callable[..., Any], feed: InputPipeline, variables: Any, key: jax.Array, replicas: Replicas, *, view: int = 0
 ) -> Iterator[np.ndarray]:
     """What a parallel forward step gives for every image of a feed, in order, a batch at a time."""
     left, shards = len(feed.indices), prefetch(feed.shards(replicas, epoch=view, shuffle=False))

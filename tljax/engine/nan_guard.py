@@ -11,7 +11,7 @@ import numpy as np
 from tljax.core.rng import Stream, example_keys, streams
 from tljax.engine.parallel import AXIS
 from tljax.engine.steps import Metrics
-from tljax.models import Network, Pass
+from tljax.models import ForwardContext, Network
 from tljax.run_dir.train_state import TrainState
 from tljax.transfer.plan import Plan
 
@@ -21,19 +21,19 @@ def is_finite(values: jax.Array, *, keep: int = 0) -> jax.Array:
     return jnp.isfinite(values).all(tuple(range(keep, values.ndim)))
 
 
-def watched(step: Callable[..., Any], plan: Plan, *, alone: bool, stop: bool) -> Callable[..., Any]:
+def skip_nonfinite_updates(step: Callable[..., Any], plan: Plan, *, alone: bool, stop: bool) -> Callable[..., Any]:
     """A training step that tells whether its numbers are finite.
 
     Args:
       step: as `steps.make_train_step` makes it.
       plan: the phase's.
       alone: a single run; else what trains has a leading axis of members.
-      stop: leave the state of a single run as it was before a step that is not sound, and from then on, whatever
-        further steps are under way: a step does nothing to a state that has not come to its number.
+      stop: leave the state of a single run as it was before a step with numbers that are not finite, and from then on,
+        whatever further steps are under way: a step does nothing to a state that has not come to its number.
 
     Returns:
-      A step like it. A batch has `number` besides `[]`, of the step, from 0 since the run began. Metrics have `sound`,
-      a bool, or `[members]`: whether loss, gradient and what trains are finite after the step; and `updated`, whether
+      A step like it. A batch has `number` besides `[]`, of the step, from 0 since the run began. Metrics have
+      `all_finite`, a bool, or `[members]`: whether loss, gradient and what trains are finite after the step; and `updated`, whether
       the parameters of each trained group are.
     """
     axes = 0 if alone else 1
@@ -45,10 +45,10 @@ def watched(step: Callable[..., Any], plan: Plan, *, alone: bool, stop: bool) ->
             flags.setdefault(plan.labels[path], []).append(is_finite(values, keep=axes))
         updated = {group: functools.reduce(jnp.logical_and, found) for group, found in flags.items()}
         finite = [jnp.isfinite(metrics[name]) for name in ("loss", "grad_norm")]
-        sound = functools.reduce(jnp.logical_and, [*finite, *updated.values()])
-        metrics |= {"sound": sound, "updated": updated}
+        all_finite = functools.reduce(jnp.logical_and, [*finite, *updated.values()])
+        metrics |= {"all_finite": all_finite, "updated": updated}
         if alone and stop:
-            go = sound & (batch["number"] == state.step)
+            go = all_finite & (batch["number"] == state.step)
             new = jax.tree.map(lambda now, old: now if now is old else jnp.where(go, now, old), new, state)
         return new, metrics
 
@@ -56,7 +56,7 @@ def watched(step: Callable[..., Any], plan: Plan, *, alone: bool, stop: bool) ->
 
 
 def make_trace(
-    model: Network, plan: Plan, inputs: Callable[[jax.Array, Any], jax.Array], begin: str | None
+    model: Network, plan: Plan, inputs: Callable[[jax.Array, Any], jax.Array], start_stage: str | None
 ) -> Callable[..., dict[str, jax.Array]]:
     """Makes `trace(state, batch, key)`, for `parallel.eval_step`: whether `input`, and each stage's output in training,
     are finite on all devices, 0 or 1, by name."""
@@ -64,8 +64,10 @@ def make_trace(
     def trace(state: TrainState, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         keys = example_keys(key, batch["epoch"], batch["index"])
         x = inputs(streams(keys, Stream.AUGMENTATION), batch)
-        forward = Pass(bn=plan.modes, mask=batch["mask"], keys=keys)
-        _, found = model.apply(state.variables, x, forward, begin=begin, mutable=["batch_stats", "intermediates"])
+        forward = ForwardContext(bn=plan.modes, mask=batch["mask"], keys=keys)
+        _, found = model.apply(
+            state.variables, x, forward, start_stage=start_stage, mutable=["batch_stats", "intermediates"]
+        )
         seen = found["intermediates"]
         outputs = {"input": x, **{stage: seen[stage][0] for stage in model.stages if stage in seen}}
         return {name: jax.lax.pmin(is_finite(y).astype(jnp.int32), AXIS) for name, y in outputs.items()}
@@ -73,7 +75,7 @@ def make_trace(
     return trace
 
 
-def beginning(
+def first_nonfinite(
     plan: Plan, metrics: Mapping[str, Any], trace: Callable[[], Mapping[str, Any]], stages: Sequence[str]
 ) -> str:
     """In words, where the numbers of a single run's step first went wrong.

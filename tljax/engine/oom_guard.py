@@ -28,7 +28,7 @@ def step_bytes(step: Callable[..., Any], *arguments: Any) -> int:
     return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 
-def guarded(step: Callable[..., Any], batches: Mapping[str, int], parts: int) -> Callable[..., Any]:
+def check_fits_memory(step: Callable[..., Any], batches: Mapping[str, int], parts: int) -> Callable[..., Any]:
     """A parallel training step whose first call tells which batch is too large, and one that would fit.
 
     Args:

@@ -15,7 +15,7 @@ from tljax.core.rng import Stream, example_keys, streams
 from tljax.engine.parallel import AXIS
 from tljax.metrics.accuracy import hard, predictions
 from tljax.metrics.losses import Loss
-from tljax.models import Network, Pass
+from tljax.models import ForwardContext, Network
 from tljax.run_dir.train_state import TrainState
 from tljax.transfer.plan import Path, Plan, merge
 from tljax.transfer.population import Family
@@ -35,7 +35,7 @@ def by_family(families: Sequence[Family], tree: Any) -> list[Any]:
     return [jax.tree.map(operator.itemgetter(slice(a, b)), tree) for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def own_parts(model: Network, plan: Plan, variables: Mapping[str, Any]) -> tuple[Own, Own]:
+def partition(model: Network, plan: Plan, variables: Mapping[str, Any]) -> tuple[Own, Own]:
     """Variables cut in two: what the plan changes, and what it leaves alone."""
     moving = {name for name, mode in plan.modes.items() if mode.update}
     trainable, frozen = plan.split(variables["params"])
@@ -45,8 +45,8 @@ def own_parts(model: Network, plan: Plan, variables: Mapping[str, Any]) -> tuple
     return {"params": trainable, "batch_stats": own}, {"params": frozen, "batch_stats": still}
 
 
-def join_parts(own: Own, shared: Own) -> dict[str, Any]:
-    """The inverse of `own_parts`."""
+def combine(own: Own, shared: Own) -> dict[str, Any]:
+    """The inverse of `partition`."""
     return {name: merge(own[name], shared[name]) for name in ("params", "batch_stats")}
 
 
@@ -78,17 +78,17 @@ def active_outputs(model: Network, logits: jax.Array, mask: jax.Array) -> Metric
     return {"active": ((logits > 0) & (mask > 0)[:, None]).sum(0)}
 
 
-def run_prefix(model: Network, shared: Own, x: jax.Array, *, begin: str | None, end: str) -> Any:
+def run_prefix(model: Network, shared: Own, x: jax.Array, *, start_stage: str | None, stop_stage: str) -> Any:
     """Stages of the constant prefix, which no member changes."""
-    return model.apply(join_parts(NOTHING, shared), x, Pass(), begin=begin, end=end)
+    return model.apply(combine(NOTHING, shared), x, ForwardContext(), start_stage=start_stage, stop_stage=stop_stage)
 
 
-def each_member(function: Callable[..., Any], how: str, *arguments: Any) -> Any:
-    """Calls `function` for every member: 'alone' (no axis of members), 'vmap' (fast for heads), or 'map' (one after the
+def each_member(function: Callable[..., Any], member_map: str, *arguments: Any) -> Any:
+    """Calls `function` for every member: 'none' (no axis of members), 'vmap' (fast for heads), or 'map' (one after the
     other, fast where members are large)."""
-    if how == "alone":
+    if member_map == "none":
         return function(*arguments)
-    if how == "vmap":
+    if member_map == "vmap":
         return jax.vmap(function)(*arguments)
     return jax.lax.map(lambda packed: function(*packed), arguments)
 
@@ -100,9 +100,9 @@ def make_train_step(
     families: Sequence[Family],
     loss: Loss,
     inputs: Callable[[jax.Array, Batch], jax.Array],
-    begin: str | None = None,
-    cut: str | None = None,
-    how: str = "alone",
+    start_stage: str | None = None,
+    frozen_prefix_end: str | None = None,
+    member_map: str = "none",
     first_step: int = 0,
     accumulate: int = 1,
     cross_replica_bn: bool = False,
@@ -113,12 +113,12 @@ def make_train_step(
     Args:
       model, plan, loss: the run's.
       families: the optimizers and hyperparameters of its members.
-      inputs: the keys of examples `[B]` and a batch -> what stage `begin` takes.
-      begin: the first stage to run; None for the first of all.
-      cut: the stage that the constant prefix ends before; what is below runs once for all members, without a gradient.
-        None where there is no such prefix.
-      how: 'alone' for a single run; 'vmap' or 'map' for a population, whose trainable parameters, moving statistics and
-        optimizer states carry a leading axis of members, and whose `opt_state` is a tuple by family.
+      inputs: the keys of examples `[B]` and a batch -> what stage `start_stage` takes.
+      start_stage: the first stage to run; None for the first of all.
+      frozen_prefix_end: the stage that the constant prefix ends before; what is below runs once for all members,
+        without a gradient. None where there is no such prefix.
+      member_map: 'none' for a single run; 'vmap' or 'map' for a population, whose trainable parameters, moving
+        statistics and optimizer states carry a leading axis of members, and whose `opt_state` is a tuple by family.
       first_step: the step at which the phase began.
       accumulate: parts that the share is cut into, one after the other; their gradients are summed before the update.
       cross_replica_bn: batch statistics over all replicas instead of each replica's own.
@@ -129,8 +129,8 @@ def make_train_step(
       `inputs` reads. Metrics are sums over the whole batch (loss, correct, seen; `active_outputs`) and the norms of the
       gradient (`gradient_norms`), with an axis of members in a population.
     """
-    alone = how == "alone"
-    shared_prefix = cut if cut != begin else None
+    alone = member_map == "none"
+    shared_prefix = frozen_prefix_end if frozen_prefix_end != start_stage else None
 
     def total(values: Any) -> Any:
         return values if axis is None else jax.lax.psum(values, axis)
@@ -138,8 +138,8 @@ def make_train_step(
     def parts_of(examples: Any) -> Any:
         return jax.tree.map(lambda v: jnp.moveaxis(v.reshape(-1, accumulate, *v.shape[1:]), 1, 0), examples)
 
-    def prefix(shared: Own, x: jax.Array, end: str) -> jax.Array:
-        run = functools.partial(run_prefix, model, shared, begin=begin, end=end)
+    def prefix(shared: Own, x: jax.Array, stop_stage: str) -> jax.Array:
+        run = functools.partial(run_prefix, model, shared, start_stage=start_stage, stop_stage=stop_stage)
         if accumulate == 1:
             return run(x)
         y = jnp.moveaxis(jax.lax.map(run, parts_of(x)), 0, 1)
@@ -149,14 +149,16 @@ def make_train_step(
         family: Family, shared: Own, examples: Batch, seen: jax.Array, own: Own, opt_state: Any, hyper: Any, factor: Any
     ) -> tuple[Own, Any, Metrics]:
         def part(trainable: Any, stats: Any, part_of: Batch) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            forward = Pass(
+            forward = ForwardContext(
                 bn=plan.modes,
                 mask=part_of["mask"],
                 keys=part_of["key"],
                 axis_name=axis if cross_replica_bn else None,
             )
-            variables = join_parts({"params": trainable, "batch_stats": stats}, shared)
-            logits, changed = model.apply(variables, part_of["x"], forward, begin=cut or begin, mutable=["batch_stats"])
+            variables = combine({"params": trainable, "batch_stats": stats}, shared)
+            logits, changed = model.apply(
+                variables, part_of["x"], forward, start_stage=frozen_prefix_end or start_stage, mutable=["batch_stats"]
+            )
             moved = dict(traverse_util.flatten_dict(changed.get("batch_stats", {})))
             losses = loss(logits, part_of["label"]) * part_of["mask"]
             right = (predictions(logits) == hard(part_of["label"])) * part_of["mask"]
@@ -187,7 +189,7 @@ def make_train_step(
         return {"params": moved, "batch_stats": stats}, opt_state, metrics
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        own, shared = own_parts(model, plan, state.variables)
+        own, shared = partition(model, plan, state.variables)
         keys = example_keys(key, batch["epoch"], batch["index"])
         x = inputs(streams(keys, Stream.AUGMENTATION), batch)
         if shared_prefix:
@@ -200,14 +202,14 @@ def make_train_step(
             factors = [schedule(state.step - first_step) for schedule in family.schedules]
             run = functools.partial(update, family, shared, examples, seen)
             done.append(
-                each_member(run, how, mine, opt_state, family.hyper, factors[0] if alone else jnp.stack(factors))
+                each_member(run, member_map, mine, opt_state, family.hyper, factors[0] if alone else jnp.stack(factors))
             )
         if alone:
             ((own, opt_state, metrics),) = done
         else:
             owns, opt_state, metrics = zip(*done, strict=True)
             own, metrics = (jax.tree.map(lambda *v: jnp.concatenate(v), *trees) for trees in (owns, metrics))
-        variables = join_parts(own, shared)
+        variables = combine(own, shared)
         return state.replace(step=state.step + 1, **variables, opt_state=opt_state), metrics
 
     return step
@@ -218,15 +220,15 @@ def make_forward_step(
     model: Network,
     plan: Plan,
     inputs: Callable[[jax.Array, Batch], jax.Array],
-    begin: str | None = None,
-    cut: str | None = None,
-    end: str | None = None,
-    how: str = "alone",
+    start_stage: str | None = None,
+    frozen_prefix_end: str | None = None,
+    stop_stage: str | None = None,
+    member_map: str = "none",
     axis: str | None = AXIS,
 ) -> Callable[[Any, Batch, jax.Array], jax.Array]:
-    """Makes `step(variables, batch, key) -> outputs`: the stages from `begin` to before `end`, with running statistics.
+    """Makes `step(variables, batch, key) -> outputs`: the stages from `start_stage` to before `stop_stage`, evaluated.
 
-    Args: as for `make_train_step`; without `end`, the outputs are logits.
+    Args: as for `make_train_step`; without `stop_stage`, the outputs are logits.
 
     Returns:
       The step. Its outputs are `[B, ...]`, in a population `[B, members, ...]` unless they are of the prefix. Under
@@ -234,20 +236,22 @@ def make_forward_step(
     """
 
     def step(variables: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        own, shared = own_parts(model, plan, variables)
+        own, shared = partition(model, plan, variables)
         x = inputs(streams(example_keys(key, batch["epoch"], batch["index"]), Stream.AUGMENTATION), batch)
-        if end is not None:
-            y: Any = run_prefix(model, shared, x, begin=begin, end=end)
+        if stop_stage is not None:
+            y: Any = run_prefix(model, shared, x, start_stage=start_stage, stop_stage=stop_stage)
         else:
-            if cut != begin and cut is not None:
-                x = run_prefix(model, shared, x, begin=begin, end=cut)
+            if frozen_prefix_end != start_stage and frozen_prefix_end is not None:
+                x = run_prefix(model, shared, x, start_stage=start_stage, stop_stage=frozen_prefix_end)
 
             def finish(own: Own) -> Any:
-                return model.apply(join_parts(own, shared), x, Pass(), begin=cut or begin)
+                return model.apply(
+                    combine(own, shared), x, ForwardContext(), start_stage=frozen_prefix_end or start_stage
+                )
 
-            y = each_member(finish, how, own)
+            y = each_member(finish, member_map, own)
             y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-            y = y if how == "alone" else jnp.swapaxes(y, 0, 1)
+            y = y if member_map == "none" else jnp.swapaxes(y, 0, 1)
         return y if axis is None else jax.lax.all_gather(y, axis)
 
     return step

@@ -17,7 +17,7 @@ from tljax.export.torch_writer import torch_bytes
 from tljax.export.torchvision_recipe import recipe
 from tljax.inference.classifier import Classifier
 from tljax.metrics.accuracy import chose_epoch
-from tljax.models import Pass
+from tljax.models import ForwardContext
 from tljax.models.layers import plain_operations
 from tljax.weights.torch_names import to_torch
 
@@ -66,7 +66,7 @@ def make_forward(classifier: Classifier) -> Callable[[Any], Any]:
 
     def forward(squares: jax.Array) -> Any:
         with plain_operations():
-            return classifier.model.apply(classifier.variables, classifier.normalize(squares), Pass())
+            return classifier.model.apply(classifier.variables, classifier.normalize(squares), ForwardContext())
 
     return forward
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from tljax.inference.classifier import Classifier
-from tljax.models import Network, Pass, variable_shapes
+from tljax.models import ForwardContext, Network, variable_shapes
 
 Path = tuple[str, ...]
 
@@ -48,7 +48,9 @@ def layers(model: Network, side: int) -> dict[str, Layer]:
     """
     square = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     sown = jax.eval_shape(
-        lambda v, x: model.apply(v, x, Pass(), end="head", mutable=["intermediates"])[1], variable_shapes(model), square
+        lambda v, x: model.apply(v, x, ForwardContext(), stop_stage="head", mutable=["intermediates"])[1],
+        variable_shapes(model),
+        square,
     )
     flat = {path: leaves[0].shape for path, leaves in _flatten(sown["intermediates"]).items()}
     found: dict[str, Layer] = {}
@@ -74,7 +76,9 @@ def maps_of(
     @jax.jit
     def run(variables: Any, squares: jax.Array) -> Any:
         apply = classifier.model.apply
-        _, sown = apply(variables, classifier.normalize(squares), Pass(), end="head", mutable=["intermediates"])
+        _, sown = apply(
+            variables, classifier.normalize(squares), ForwardContext(), stop_stage="head", mutable=["intermediates"]
+        )
         flat = _flatten(sown["intermediates"])
         return {
             name: tuple(None if path is None else flat[path][0][0].astype(jnp.float32) for path in layer[:2])
@@ -90,7 +94,7 @@ def make_features(classifier: Classifier) -> Callable[[np.ndarray], np.ndarray]:
 
     @jax.jit
     def run(variables: Any, squares: jax.Array) -> jax.Array:
-        x: Any = classifier.model.apply(variables, classifier.normalize(squares), Pass(), end="head")
+        x: Any = classifier.model.apply(variables, classifier.normalize(squares), ForwardContext(), stop_stage="head")
         x = x.astype(jnp.float32)
         return x.mean((1, 2)) if x.ndim == 4 else x
 

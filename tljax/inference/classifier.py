@@ -17,7 +17,7 @@ from tljax.data.decode import Levels, decode
 from tljax.data.reading import put_central_square
 from tljax.metrics.calibration import FITTED, log_probabilities
 from tljax.metrics.losses import outputs
-from tljax.models import Network, Pass, create_model, variable_shapes
+from tljax.models import ForwardContext, Network, create_model, variable_shapes
 from tljax.run_dir import files as folders
 from tljax.run_dir.checkpoint import saved_member, saved_steps, saved_variables
 from tljax.weights.hub import Preprocessing
@@ -78,7 +78,7 @@ class Classifier:
 
         @jax.jit
         def run(variables: Any, squares: jax.Array) -> jax.Array:
-            logits: Any = self.model.apply(variables, normalize(squares), Pass())
+            logits: Any = self.model.apply(variables, normalize(squares), ForwardContext())
             return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
         return functools.partial(run, variables)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.inference.classifier import Classifier
-from tljax.models import Network, Pass
+from tljax.models import ForwardContext, Network
 
 Explain = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 BEST = -1  # in place of a class: the one that the network finds most probable
@@ -35,10 +35,10 @@ def make_grad_cam(classifier: Classifier, stage: str | None = None) -> Explain:
     after = _after(classifier.model, stage or last_maps(classifier.model))
 
     def run(variables: Any, x: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        maps: Any = classifier.model.apply(variables, x, Pass(), end=after)
+        maps: Any = classifier.model.apply(variables, x, ForwardContext(), stop_stage=after)
 
         def rest(maps: Any) -> tuple[jax.Array, jax.Array]:
-            logits: Any = classifier.model.apply(variables, maps, Pass(), begin=after)
+            logits: Any = classifier.model.apply(variables, maps, ForwardContext(), start_stage=after)
             return _scores(logits, classes).sum(), logits
 
         gradients, logits = jax.grad(rest, has_aux=True)(maps)
@@ -57,7 +57,7 @@ def make_saliency(classifier: Classifier) -> Explain:
 
     def run(variables: Any, x: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
         def score(x: Any) -> tuple[jax.Array, jax.Array]:
-            logits: Any = classifier.model.apply(variables, x, Pass())
+            logits: Any = classifier.model.apply(variables, x, ForwardContext())
             return _scores(logits, classes).sum(), logits
 
         gradients, logits = jax.grad(score, has_aux=True)(x)

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from tljax.core.errors import UserError
 from tljax.data import content
-from tljax.data.labels import HIDDEN
-from tljax.data.load import Listed, open_data
+from tljax.data.labels import UNLABELED
+from tljax.data.load import DatasetIndex, open_data
 from tljax.data.pixels import content_of
 from tljax.inference.classifier import Classifier
 from tljax.metrics.accuracy import hard, predictions
@@ -92,7 +92,7 @@ class Images:
       contents: what the run knew to be in them, by name.
     """
 
-    listed: Listed
+    listed: DatasetIndex
     place: dict[str, int]
     contents: Mapping[str, bytes]
 
@@ -107,7 +107,7 @@ class Images:
 
     def label(self, index: int) -> tuple[int, bool]:
         """The class that a training image was trained as, and whether that is a pseudo-label."""
-        return int(hard(self.listed.targets[index : index + 1])[0]), self.listed.source.labels[index] == HIDDEN
+        return int(hard(self.listed.targets[index : index + 1])[0]), self.listed.source.labels[index] == UNLABELED
 
 
 def open_images(classifier: Classifier, source: str = "", answers: Answers | None = None) -> Images:

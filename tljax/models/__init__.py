@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from tljax.core.errors import UserError
-from tljax.models.layers import BatchNormMode, Pass
+from tljax.models.layers import BatchNormMode, ForwardContext
 from tljax.models.network import Network
 from tljax.models.resnet import ResNet
 from tljax.models.squeezenet import SqueezeNet
 from tljax.models.xception import MiniXception
 
 __all__ = [
-    "MODELS", "BatchNormMode", "Network", "Pass", "check_side", "create_model", "init_variables", "variable_shapes",
+    "MODELS", "BatchNormMode", "ForwardContext", "Network", "check_side", "create_model", "init_variables",
+    "variable_shapes",
 ]  # fmt: skip
 
 MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
@@ -119,7 +120,7 @@ def _takes(model: Network, side: int) -> bool:
     picture = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     last = "pool" if "pool" in model.stages else "head"
     try:
-        seen: Any = jax.eval_shape(lambda v, x: model.apply(v, x, end=last), variable_shapes(model), picture)
+        seen: Any = jax.eval_shape(lambda v, x: model.apply(v, x, stop_stage=last), variable_shapes(model), picture)
     except (ValueError, TypeError, ZeroDivisionError):  # windows that are larger than what there is
         return False
     return 0 not in seen.shape

@@ -74,7 +74,7 @@ EVAL = BatchNormMode(use_batch=False, update=False, train_affine=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass:
+class ForwardContext:
     """What one forward pass needs beyond parameters and images. The default is a plain evaluation.
 
     Attributes:
@@ -175,7 +175,7 @@ class BatchNorm(nn.Module):
     unbiased: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, mode: BatchNormMode, forward: Pass) -> jax.Array:
+    def __call__(self, x: jax.Array, mode: BatchNormMode, forward: ForwardContext) -> jax.Array:
         """`[B, H, W, C]` to the same."""
         channels, kept = x.shape[-1], parameter_dtype(self.dtype)
         scale = self.param("scale", nn.initializers.ones, (channels,), kept)
@@ -201,7 +201,7 @@ def row(per_channel: jax.Array) -> jax.Array:
     return per_channel[None, None, None, :]
 
 
-def batch_statistics(x: jax.Array, forward: Pass) -> tuple[jax.Array, jax.Array, jax.Array]:
+def batch_statistics(x: jax.Array, forward: ForwardContext) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean `[C]`, biased variance `[C]` and number of values per channel of `[B, H, W, C]`, real examples only."""
     weight = jnp.ones(x.shape[0], x.dtype) if forward.mask is None else forward.mask.astype(x.dtype)
     weight = weight[:, None, None, None]

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tljax.models.layers import Pass
+from tljax.models.layers import ForwardContext
 
 
 class Network(nn.Module):
@@ -63,23 +63,28 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def __call__(
-        self, x: jax.Array, forward: Pass = Pass(), *, begin: str | None = None, end: str | None = None
+        self,
+        x: jax.Array,
+        forward: ForwardContext = ForwardContext(),
+        *,
+        start_stage: str | None = None,
+        stop_stage: str | None = None,
     ) -> jax.Array:
-        """Runs the stages from `begin` to just before `end`.
+        """Runs the stages from `start_stage` to just before `stop_stage`.
 
         Args:
-          x: images `[B, H, W, 3]`, normalised; or, with `begin`, what the stage before it gave.
+          x: images `[B, H, W, 3]`, normalised; or, with `start_stage`, what the stage before it gave.
           forward: batch-norm modes, mask, keys.
-          begin: the first stage to run; None for the first of all.
-          end: the first stage not to run; None runs all.
+          start_stage: the first stage to run; None for the first of all.
+          stop_stage: the first stage not to run; None runs all.
 
         Returns:
-          Logits `[B, num_classes]`, or the activations that reach `end`. The outputs of all stages, and of the parts
-          that the model names, are sown into the collection `intermediates`.
+          Logits `[B, num_classes]`, or the activations that reach `stop_stage`. The outputs of all stages, and of the
+          parts that the model names, are sown into the collection `intermediates`.
         """
         stages = self.stages
-        first = 0 if begin is None else stages.index(begin)
-        last = len(stages) if end is None else stages.index(end)
+        first = 0 if start_stage is None else stages.index(start_stage)
+        last = len(stages) if stop_stage is None else stages.index(stop_stage)
         x = x.astype(self.dtype)
         for stage in stages[first:last]:
             x = getattr(self, f"run_{stage.rstrip('0123456789')}")(x, forward, stage)

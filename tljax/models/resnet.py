@@ -9,7 +9,7 @@ import jax
 from tljax.models.layers import (
     BatchNorm,
     BatchNormMode,
-    Pass,
+    ForwardContext,
     conv,
     dropout,
     head_inits,
@@ -46,7 +46,7 @@ class Block(nn.Module):
         if self.project:
             self.downsample = [conv(shapes[-1][0], 1, stride=self.stride, dtype=self.dtype), BatchNorm(self.dtype)]
 
-    def __call__(self, x: jax.Array, mode: BatchNormMode, forward: Pass) -> jax.Array:
+    def __call__(self, x: jax.Array, mode: BatchNormMode, forward: ForwardContext) -> jax.Array:
         y, last = x, 3 if self.bottleneck else 2
         for i in range(1, last + 1):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y), mode, forward)
@@ -120,22 +120,22 @@ class ResNet(Network):
             param_dtype=parameter_dtype(self.dtype),
         )
 
-    def run_stem(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
+    def run_stem(self, x: jax.Array, forward: ForwardContext, group: str) -> jax.Array:
         x = self.bn1(self.conv1(x), forward.mode(group), forward)
         self.sow("intermediates", "stem_before_relu", x)
         x = nn.relu(x)
         self.sow("intermediates", "stem_relu", x)
         return max_pool(x, padding=1)
 
-    def run_layer(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
+    def run_layer(self, x: jax.Array, forward: ForwardContext, group: str) -> jax.Array:
         for block in getattr(self, group):
             x = block(x, forward.mode(group), forward)
         return x
 
-    def run_pool(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
+    def run_pool(self, x: jax.Array, forward: ForwardContext, group: str) -> jax.Array:
         del forward, group
         return x.astype(parameter_dtype(self.dtype)).mean((1, 2)).astype(self.dtype)
 
-    def run_head(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
+    def run_head(self, x: jax.Array, forward: ForwardContext, group: str) -> jax.Array:
         del group
         return self.fc(dropout(x, self.drop, forward.keys))

@@ -7,7 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tljax.models.layers import Pass, conv, dropout, head_inits, kaiming_uniform_fan_in, max_pool, parameter_dtype
+from tljax.models.layers import (
+    ForwardContext,
+    conv,
+    dropout,
+    head_inits,
+    kaiming_uniform_fan_in,
+    max_pool,
+    parameter_dtype,
+)
 from tljax.models.network import Network
 
 # Fire modules by their index in torchvision's `features`, and the index of the pooling that follows, if any.
@@ -80,7 +88,7 @@ class SqueezeNet(Network):
         self.features = features
         self.classifier = {"1": conv(self.num_classes, 1, **head_inits(self.head_init, channels), **kwargs)}
 
-    def run_stem(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
+    def run_stem(self, x: jax.Array, forward: ForwardContext, group: str) -> jax.Array:
         del forward, group
         x = self.features["0"](x)
         self.sow("intermediates", "stem_before_relu", x)
@@ -88,13 +96,13 @@ class SqueezeNet(Network):
         self.sow("intermediates", "stem_relu", x)
         return max_pool(x, ceil=True)
 
-    def run_fire(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
+    def run_fire(self, x: jax.Array, forward: ForwardContext, group: str) -> jax.Array:
         del forward
         i = int(group[4:])
         x = self.features[str(FIRES[self.version][i])](x)
         return max_pool(x, ceil=True) if i in POOL_AFTER[self.version] else x
 
-    def run_head(self, x: jax.Array, forward: Pass, group: str) -> jax.Array:
+    def run_head(self, x: jax.Array, forward: ForwardContext, group: str) -> jax.Array:
         del group
         x = nn.relu(self.classifier["1"](dropout(x, self.drop, forward.keys)))
         return x.astype(parameter_dtype(self.dtype)).mean((1, 2)).astype(self.dtype)

@@ -11,7 +11,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tljax.models.layers import BatchNorm, Pass, conv, depthwise_conv, dropout, head_inits, max_pool, parameter_dtype
+from tljax.models.layers import (
+    BatchNorm,
+    ForwardContext,
+    conv,
+    depthwise_conv,
+    dropout,
+    head_inits,
+    max_pool,
+    parameter_dtype,
+)
 from tljax.models.network import Network
 
 glorot_uniform = nn.initializers.glorot_uniform()
@@ -102,7 +111,7 @@ class MiniXception(Network):
             ):  # Keras: momentum 0.99, epsilon 1e-3, and no correction of the variance it keeps
                 setattr(self, name, BatchNorm(self.dtype, epsilon=1e-3, momentum=0.01, unbiased=False))
 
-    def _norm(self, name: str, x: jax.Array, forward: Pass) -> jax.Array:
+    def _norm(self, name: str, x: jax.Array, forward: ForwardContext) -> jax.Array:
         return getattr(self, name)(x, forward.mode(name), forward)
 
     def _relu(self, stage: str, x: jax.Array) -> jax.Array:
@@ -111,24 +120,24 @@ class MiniXception(Network):
         self.sow("intermediates", f"{stage}_relu", x)
         return x
 
-    def run_stem(self, x: jax.Array, forward: Pass, stage: str) -> jax.Array:
+    def run_stem(self, x: jax.Array, forward: ForwardContext, stage: str) -> jax.Array:
         del stage
         return self._relu("stem", self._norm("norm1", self.conv1(x), forward))
 
-    def run_block(self, x: jax.Array, forward: Pass, stage: str) -> jax.Array:
+    def run_block(self, x: jax.Array, forward: ForwardContext, stage: str) -> jax.Array:
         i, y = stage[5:], x
         for part in "ab":
             y = self._norm(f"norm{i}{part}", getattr(self, f"sep{i}{part}")(nn.relu(y)), forward)
         return max_pool(y, padding="same") + getattr(self, f"short{i}")(x)
 
-    def run_exit(self, x: jax.Array, forward: Pass, stage: str) -> jax.Array:
+    def run_exit(self, x: jax.Array, forward: ForwardContext, stage: str) -> jax.Array:
         convolution, norm = self._layers(stage)
         return self._relu(stage, self._norm(norm, getattr(self, convolution)(x), forward))
 
-    def run_pool(self, x: jax.Array, forward: Pass, stage: str) -> jax.Array:
+    def run_pool(self, x: jax.Array, forward: ForwardContext, stage: str) -> jax.Array:
         del forward, stage
         return x.astype(parameter_dtype(self.dtype)).mean((1, 2)).astype(self.dtype)
 
-    def run_head(self, x: jax.Array, forward: Pass, stage: str) -> jax.Array:
+    def run_head(self, x: jax.Array, forward: ForwardContext, stage: str) -> jax.Array:
         del stage
         return self.head(dropout(x, self.drop, forward.keys))

@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from tljax.data.labels import HIDDEN
+from tljax.data.labels import UNLABELED
 
 
 def thresholds(status: jax.Array, unlabelled: int, classes: int, base: float) -> jax.Array:
     """The threshold of each class.
 
     Args:
-      status: int `[N]`, what each image was last given with at least `base`; `HIDDEN` for those that never were.
+      status: int `[N]`, what each image was last given with at least `base`; `UNLABELED` for those that never were.
       unlabelled: how many of the N images have no label.
       classes: how many there are.
       base: the highest threshold.
@@ -35,4 +35,4 @@ def new_status(status: jax.Array, index: jax.Array, weak: jax.Array, mask: jax.A
 
 def no_status(images: int) -> jax.Array:
     """Before the first batch."""
-    return jnp.full((images,), HIDDEN, jnp.int32)
+    return jnp.full((images,), UNLABELED, jnp.int32)

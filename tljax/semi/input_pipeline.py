@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from tljax.data.batches import num_batches
-from tljax.engine.input_pipeline import Feed, endless
+from tljax.engine.input_pipeline import InputPipeline, repeat
 from tljax.engine.parallel import Replicas
 
 
 @dataclasses.dataclass(frozen=True)
-class JointFeed:
+class JointPipeline:
     """An epoch is a pass over the unlabelled images; the labelled ones come again and again beside them.
 
     Attributes:
@@ -18,9 +18,9 @@ class JointFeed:
       first, second: two views of the unlabelled ones, in the same order.
     """
 
-    labelled: Feed
-    first: Feed
-    second: Feed
+    labelled: InputPipeline
+    first: InputPipeline
+    second: InputPipeline
 
     @property
     def features(self) -> Any:
@@ -38,7 +38,7 @@ class JointFeed:
     def shards(self, replicas: Replicas, *, epoch: int = 0, start: int = 0) -> Iterator[dict[str, Any]]:
         """One epoch, from batch `start`: `labelled`, `weak`, and `strong` where second views lie in features."""
         done = epoch * num_batches(self.count, self.batch_size) + start
-        again = endless(self.labelled, replicas, start=done)
+        again = repeat(self.labelled, replicas, start=done)
         seen = self.first.shards(replicas, epoch=epoch, start=start)
         if self.second.features is None:
             yield from ({"weak": one, "labelled": two} for one, two in zip(seen, again, strict=False))

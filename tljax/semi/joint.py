@@ -10,21 +10,21 @@ import numpy as np
 from flax import traverse_util
 
 from tljax.core.rng import Stream, example_keys, streams
-from tljax.data.labels import HIDDEN
+from tljax.data.labels import UNLABELED
 from tljax.engine.steps import (
     AXIS,
     NOTHING,
     Own,
     active_outputs,
+    combine,
     gradient_norms,
-    join_parts,
-    own_parts,
+    partition,
     run_prefix,
     update_params,
 )
 from tljax.metrics.accuracy import hard, predictions
 from tljax.metrics.losses import Loss
-from tljax.models import Network, Pass
+from tljax.models import ForwardContext, Network
 from tljax.run_dir.train_state import TrainState
 from tljax.semi import fixmatch, flexmatch, mean_teacher, meta_pseudo_labels
 from tljax.transfer.plan import Plan
@@ -61,11 +61,11 @@ class Method:
     def init(self, own: Own, opt_state: Any) -> dict[str, Any]:
         """The method's part of the train state."""
         if self.name == "mean_teacher":
-            return {"average": join_parts(own, NOTHING)}
+            return {"average": combine(own, NOTHING)}
         if self.name == "flexmatch":
             return {"status": np.asarray(flexmatch.no_status(self.images))}
         if self.name == "meta_pseudo_labels":
-            return {"teacher": join_parts(own, NOTHING), "opt_state": opt_state}
+            return {"teacher": combine(own, NOTHING), "opt_state": opt_state}
         return {}
 
 
@@ -156,7 +156,7 @@ def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, sta
         rows = (tools.everywhere(v) for v in (parts.index, weak, parts.first[2]))
         semi = {"status": flexmatch.new_status(semi["status"], *rows, base=method.threshold)}
     if method.name == "mean_teacher":
-        now = join_parts(moved, NOTHING)
+        now = combine(moved, NOTHING)
         semi = {"average": mean_teacher.moving_average(semi["average"], now, state.step, method.decay)}
     return Updated(moved, opt_state, semi, grads, logits, given)
 
@@ -188,7 +188,7 @@ def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: Tra
 
     teacher_grads, stats = jax.grad(teacher_loss, has_aux=True)(teacher["params"])
     teacher, teachers = tools.optimize(teacher, stats, state.semi["opt_state"], tools.total(teacher_grads))
-    semi = {"teacher": join_parts(teacher, NOTHING), "opt_state": teachers}
+    semi = {"teacher": combine(teacher, NOTHING), "opt_state": teachers}
     return Updated(moved, opt_state, semi, grads, logits, given)
 
 
@@ -202,8 +202,8 @@ def make_joint_step(
     labelled: Inputs,
     weak: Inputs,
     strong: Inputs,
-    begin: str | None = None,
-    cut: str | None = None,
+    start_stage: str | None = None,
+    frozen_prefix_end: str | None = None,
     cross_replica_bn: bool = False,
     axis: str | None = AXIS,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
@@ -213,7 +213,7 @@ def make_joint_step(
 
     Args:
       method: which, and its numbers.
-      labelled: what turns keys and a part of a batch into inputs of stage `begin`.
+      labelled: what turns keys and a part of a batch into inputs of stage `start_stage`.
       weak: likewise, of unlabelled images.
       strong: likewise, of their second views.
 
@@ -221,7 +221,7 @@ def make_joint_step(
       The step. A batch has `labelled` and `weak`, each as `steps.make_train_step` takes a batch, and `strong` where
       second views are not made from the same pictures. Metrics are sums over the labelled images (loss, correct,
       seen; `steps.active_outputs`), and `index` and `given` `[all unlabelled rows]`: which images were learned with
-      which label, `HIDDEN` for none.
+      which label, `UNLABELED` for none.
     """
 
     def total(values: Any) -> Any:
@@ -231,7 +231,7 @@ def make_joint_step(
         return values if axis is None else jax.lax.all_gather(values, axis, tiled=True)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        own, shared = own_parts(model, plan, state.variables)
+        own, shared = partition(model, plan, state.variables)
         parts = parts_of(shared, batch, key)
         tools = tools_of(shared, parts, state.step)
         update = meta_update if method.name == "meta_pseudo_labels" else consistency_update
@@ -240,10 +240,10 @@ def make_joint_step(
         right = ((predictions(done.logits) == hard(parts.label)) * mask).sum()
         sums = {"loss": tools.true(done.logits), "correct": right, "seen": mask.sum()}
         metrics = total(sums | active_outputs(model, done.logits, mask))
-        given = jnp.where(parts.first[2] > 0, done.given, HIDDEN)
+        given = jnp.where(parts.first[2] > 0, done.given, UNLABELED)
         metrics |= {"index": everywhere(parts.index), "given": everywhere(given)}
         metrics |= gradient_norms(plan, done.grads)
-        variables = join_parts(done.own, shared)
+        variables = combine(done.own, shared)
         state = state.replace(step=state.step + 1, **variables, opt_state=done.opt_state, semi=done.semi)
         return state, metrics
 
@@ -254,8 +254,16 @@ def make_joint_step(
 
         def forward(own: Own, *views: View) -> tuple[list[jax.Array], Any]:
             x, keys, masks = (jnp.concatenate(each) for each in zip(*views, strict=True))
-            how = Pass(bn=plan.modes, mask=masks, keys=keys, axis_name=axis if cross_replica_bn else None)
-            logits, changed = model.apply(join_parts(own, shared), x, how, begin=cut or begin, mutable=["batch_stats"])
+            forward_context = ForwardContext(
+                bn=plan.modes, mask=masks, keys=keys, axis_name=axis if cross_replica_bn else None
+            )
+            logits, changed = model.apply(
+                combine(own, shared),
+                x,
+                forward_context,
+                start_stage=frozen_prefix_end or start_stage,
+                mutable=["batch_stats"],
+            )
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
             moved = dict(traverse_util.flatten_dict(changed.get("batch_stats", {})))
             ends = np.cumsum([len(view[0]) for view in views])[:-1]
@@ -290,8 +298,8 @@ def make_joint_step(
             weak(streams(others, Stream.AUGMENTATION), second),
             strong(streams(again, Stream.AUGMENTATION), batch.get("strong", second)),
         ]
-        if cut is not None and cut != begin:
-            views = [run_prefix(model, shared, x, begin=begin, end=cut) for x in views]
+        if frozen_prefix_end is not None and frozen_prefix_end != start_stage:
+            views = [run_prefix(model, shared, x, start_stage=start_stage, stop_stage=frozen_prefix_end) for x in views]
         masks = first["mask"], second["mask"]
         return Parts(
             label=first["label"],

@@ -61,10 +61,10 @@ def serve(args: Any) -> int:
                 raise
             raise UserError(f"serving needs {error.name}: pip install -e '.[serve]'") from None
         from tljax.inference.classifier import load
-        from tljax.serve.desk import Desk
+        from tljax.serve.desk import InferenceQueue
 
         keep_compilations()
-        desk = Desk(load(args.workdir), places=args.queue)
+        desk = InferenceQueue(load(args.workdir), places=args.queue)
         desk.warm_up()
         address, port = door.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address

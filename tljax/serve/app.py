@@ -22,7 +22,7 @@ from tljax.inference.classifier import Classifier
 from tljax.metrics.accuracy import chose_epoch
 from tljax.report.console import fit_in_words
 from tljax.report.html import make_templates
-from tljax.serve.desk import Busy, Desk
+from tljax.serve.desk import Busy, InferenceQueue
 from tljax.serve.guards import Rate, SafeHeaders, SameOrigin
 
 HERE = Path(__file__).parent
@@ -134,7 +134,7 @@ BODY = {"requestBody": {"required": True, "content": {
 }}}  # fmt: skip
 
 
-def make_app(desk: Desk, limits: Limits, *, hosts: tuple[str, ...] = ()) -> FastAPI:
+def make_app(desk: InferenceQueue, limits: Limits, *, hosts: tuple[str, ...] = ()) -> FastAPI:
     """Makes the application.
 
     Args:

@@ -20,7 +20,7 @@ class Busy(Exception):
     """All places of the queue are taken."""
 
 
-class Said(NamedTuple):
+class Prediction(NamedTuple):
     """What the network says of a picture.
 
     Attributes:
@@ -36,7 +36,7 @@ class Said(NamedTuple):
     heat: str = ""
 
 
-class Desk:
+class InferenceQueue:
     """Where questions to a network wait for their turn.
 
     Args:
@@ -71,14 +71,14 @@ class Desk:
         finally:
             self.taken -= 1
 
-    async def ask(self, data: bytes, *, top: int, heat: bool = False, of: str | None = None) -> Said:
+    async def ask(self, data: bytes, *, top: int, heat: bool = False, of: str | None = None) -> Prediction:
         """`say`, in the network's thread."""
         loop = asyncio.get_running_loop()
         said = await loop.run_in_executor(self._thread, lambda: self.say(data, top=top, heat=heat, of=of))
         self.answered += 1
         return said
 
-    def say(self, data: bytes | np.ndarray, *, top: int, heat: bool = False, of: str | None = None) -> Said:
+    def say(self, data: bytes | np.ndarray, *, top: int, heat: bool = False, of: str | None = None) -> Prediction:
         """What the network says of an image file.
 
         Args:
@@ -99,9 +99,9 @@ class Desk:
         (chances,) = c.probabilities(np.asarray(logits))
         best = c.best(chances, top)
         if maps is None:
-            return Said(best)
+            return Prediction(best)
         hot = heat_over(square, np.asarray(maps[0]), strength=STRENGTH)
-        return Said(best, of or best[0][0], png_address(square), png_address(hot))
+        return Prediction(best, of or best[0][0], png_address(square), png_address(hot))
 
     def close(self) -> None:
         """Lets go of what still waits."""

@@ -27,7 +27,7 @@ from tljax.run_dir.files import write_json, write_whole
 from tljax.settings.command_line import CONFIGS, parse, run_flags
 from tljax.suggest.suggestion import (
     LEVEL,
-    Looked,
+    BackboneScore,
     Suggestion,
     best_of,
     config_file,
@@ -108,7 +108,7 @@ def suggest(
         looked.sort(key=lambda one: (-int(one.probed.right.sum()), one.probed.loss))
         sealed = [one.seen.whole.data.sealed for one in looked]
 
-        def try_plan(one: Looked, train: str) -> "Trial":
+        def try_plan(one: BackboneScore, train: str) -> "Trial":
             alone = train == "head"
             rates = [rate * (SGD if config.optimizer.name == "sgd" else 1) for rate in (HEAD_RATES if alone else RATES)]
             short, began = epochs or short_epochs(config, one, alone=alone), time.perf_counter()
@@ -146,7 +146,7 @@ def suggest(
     )
 
 
-def look(config: Any, backbone: "Backbone", *, images: int, folder: Path, console: Console) -> Looked:
+def look(config: Any, backbone: "Backbone", *, images: int, folder: Path, console: Console) -> BackboneScore:
     """Features of one backbone, and what they are worth. Copies of one picture are never divided between folds."""
     from tljax.data.duplicates import prints_of
     from tljax.suggest import trial
@@ -163,10 +163,10 @@ def look(config: Any, backbone: "Backbone", *, images: int, folder: Path, consol
     _, copies = np.unique(prints_of(data.pixels).digests[data.splits["train"]], return_inverse=True)
     folds = make_folds(labels, min(FOLDS, least), groups=copies)
     probed = cross_validate(seen.features, labels, folds)
-    return Looked(backbone, seen, probed, log_me(seen.features, labels), time.perf_counter() - began)
+    return BackboneScore(backbone, seen, probed, log_me(seen.features, labels), time.perf_counter() - began)
 
 
-def not_told_apart(looked: Sequence[Looked]) -> list[Looked]:
+def not_told_apart(looked: Sequence[BackboneScore]) -> list[BackboneScore]:
     """The most accurate probe, and the next ones that may be as good for all that these images say, `RIVALS` at most.
 
     A probe sees what the features hold, not how well a network's own head learns it: between these, short runs decide.
@@ -175,7 +175,7 @@ def not_told_apart(looked: Sequence[Looked]) -> list[Looked]:
     return [looked[0], *(one for one in looked[1:] if p_value(first, one.probed.right) >= LEVEL)][:RIVALS]
 
 
-def short_epochs(config: Any, one: Looked, *, alone: bool) -> int:
+def short_epochs(config: Any, one: BackboneScore, *, alone: bool) -> int:
     """As many epochs on some of the images as make the updates that the config's make on all: the best rate depends on
     their number. On kept features of the head they cost little; other plans get `UPDATES`, or 3 epochs of more images.
     """
@@ -205,7 +205,7 @@ def trained_on(config: Any, data: "Data") -> np.ndarray:
     return labels[labels >= 0]
 
 
-def unlike(one: Looked, copied: "Copies") -> list[str]:
+def unlike(one: BackboneScore, copied: "Copies") -> list[str]:
     """That validation images are harder than training images, if more so than by chance; of a split that was drawn here
     it is chance.
 

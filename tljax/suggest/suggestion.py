@@ -20,7 +20,7 @@ SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Looked:
+class BackboneScore:
     """A backbone and what its features are worth."""
 
     backbone: "Backbone"
@@ -51,9 +51,9 @@ class Suggestion:
 
     fields: dict[str, Any]
     reasons: list[str]
-    looked: list[Looked]
-    best: Looked
-    rivals: "list[tuple[Looked, Trial]]"
+    looked: list[BackboneScore]
+    best: BackboneScore
+    rivals: "list[tuple[BackboneScore, Trial]]"
     trials: "list[Trial]"
     chosen: "Trial"
     suspects: "list[Suspect]"
@@ -62,7 +62,7 @@ class Suggestion:
     test_labels_read: int
 
     @property
-    def all_trials(self) -> "list[tuple[Looked, Trial]]":
+    def all_trials(self) -> "list[tuple[BackboneScore, Trial]]":
         """Every short run, the chosen backbone's last."""
         others = [(one, tried) for one, tried in self.rivals if one is not self.best]
         return [*others, *((self.best, tried) for tried in self.trials)]
@@ -84,7 +84,9 @@ def p_value(first: np.ndarray, second: np.ndarray) -> float:
     return mcnemar(first[None], second[None])
 
 
-def why_backbone(looked: Sequence[Looked], best: Looked, rivals: "Sequence[tuple[Looked, Trial]]") -> str:
+def why_backbone(
+    looked: Sequence[BackboneScore], best: BackboneScore, rivals: "Sequence[tuple[BackboneScore, Trial]]"
+) -> str:
     words = [f"{one.backbone} {share(one.probed.right)}" for one in looked]
     text = f"{best.backbone}: probes in cross-validation: {'; '.join(words)}"
     if len(looked) == 1:
@@ -99,7 +101,7 @@ def why_backbone(looked: Sequence[Looked], best: Looked, rivals: "Sequence[tuple
     return f"{text}; LogME is highest for {max(looked, key=lambda one: one.log_me).backbone}"
 
 
-def _apart(rivals: "Sequence[tuple[Looked, Trial]]", best: Looked, tried: "Trial") -> bool:
+def _apart(rivals: "Sequence[tuple[BackboneScore, Trial]]", best: BackboneScore, tried: "Trial") -> bool:
     return differ(next(trial for one, trial in rivals if one is best), tried)
 
 

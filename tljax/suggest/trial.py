@@ -13,7 +13,7 @@ from rich.console import Console
 from tljax.core import shared_cache
 from tljax.core.errors import UserError
 from tljax.engine import parallel
-from tljax.engine.input_pipeline import run_over
+from tljax.engine.input_pipeline import predict_all
 from tljax.metrics.accuracy import predictions
 from tljax.models import Network, create_model
 from tljax.report.console import make_writer
@@ -203,11 +203,11 @@ def features_of(config: Any, backbone: Backbone, *, images: int, folder: Path, c
 
     def features(split: str) -> np.ndarray:
         feed = x.feed(split, once=True)
-        step = parallel.eval_step(x.forward_step(0, feed, end="head"))
+        step = parallel.eval_step(x.forward_step(0, feed, stop_stage="head"))
         return np.concatenate(
             [
                 np.asarray(values, np.float32).reshape(len(values), -1, values.shape[-1]).mean(1)
-                for values in run_over(step, feed, replicated, key, x.replicas)
+                for values in predict_all(step, feed, replicated, key, x.replicas)
             ]
         )
 

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from tljax.core.errors import counted
 from tljax.engine import parallel
-from tljax.engine.input_pipeline import Features, endless
-from tljax.engine.nan_guard import watched
+from tljax.engine.input_pipeline import Features, repeat
+from tljax.engine.nan_guard import skip_nonfinite_updates
 from tljax.settings.dotted import with_fields
 from tljax.train.feature_cache import Kept, keep, shape_of_one
 from tljax.train.recipe import DEFAULTS, STOPS, Choice
@@ -210,14 +210,18 @@ def settle(
 
 def is_kept(x: Experiment) -> bool:
     """Whether features are."""
-    return x.cut(0) is not None and x.config.cache.features != "off" and bool(x.views or "val" in x.data.splits)
+    return (
+        x.frozen_prefix_end(0) is not None
+        and x.config.cache.features != "off"
+        and bool(x.views or "val" in x.data.splits)
+    )
 
 
 def measure(x: Experiment, variables: Any, loading: float, clock: Callable[[], float]) -> Pace:
     """Times a few updates; nothing of them is kept. `loading` is what the command took before."""
     kept, data = {}, x.data
     if x.views and is_kept(x):
-        one = shape_of_one(x, x.cut(0), variables)
+        one = shape_of_one(x, x.frozen_prefix_end(0), variables)
         kept["train"] = Features(np.zeros((len(data.pool), 1, *one.shape[1:]), one.dtype), data.pool)
     update, first = timed(_updates(x, variables, kept), clock)
     val, test = (len(data.splits.get(split, ())) for split in ("val", "test"))
@@ -242,9 +246,11 @@ def _updates(x: Experiment, variables: Any, kept: dict[str, Features]) -> Iterat
         jax.random.key(x.config.seed),
         parallel.replicate(fresh_state(x, 0, variables)),
     )
-    step = watched(x.train_step(0, feed), x.plans[0][0], alone=not x.population, stop=x.config.stop_at_nan)
+    step = skip_nonfinite_updates(
+        x.train_step(0, feed), x.plans[0][0], alone=not x.population, stop=x.config.stop_at_nan
+    )
     step = parallel.train_step(step)
-    for number, shard in enumerate(endless(feed, x.replicas)):
+    for number, shard in enumerate(repeat(feed, x.replicas)):
         state, metrics = step(state, shard | x.replicas.scalars(number=number), key)
         jax.block_until_ready(metrics)
         yield

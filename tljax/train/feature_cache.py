@@ -20,9 +20,9 @@ from tljax.core.errors import UserError
 from tljax.core.rng import SECOND_VIEWS
 from tljax.core.shared_cache import is_shared, is_sharing, shared
 from tljax.data.pixels import available_memory
-from tljax.distributed.consensus import highest
+from tljax.distributed.consensus import all_reduce_max
 from tljax.engine import parallel
-from tljax.engine.input_pipeline import Features, run_over
+from tljax.engine.input_pipeline import Features, predict_all
 from tljax.models import Network
 from tljax.run_dir.files import write_json
 from tljax.train.setup import Experiment, augmentation
@@ -65,28 +65,28 @@ def keep(
     Raises:
       UserError: when the disk has no room for features of views that were asked for.
     """
-    cache, cut = x.config.cache, x.cut(phase)
+    cache, prefix_end = x.config.cache, x.frozen_prefix_end(phase)
     strong = {"strong": x.views} if x.joint and x.config.semi.strong_ops else {}
     views = {"train": x.views} | strong | dict.fromkeys(("val", "test", "unlabelled") if is_sharing() else ("val",), 1)
     views = {name: n for name, n in views.items() if n and name in (*x.data.splits, "strong")}
     # Of all training images, so that runs with other labels share them.
     wanted = {name: x.data.pool if name in ("train", "strong", "unlabelled") else x.data.splits[name] for name in views}
-    if cut is None or cache.features == "off" or not views:
+    if prefix_end is None or cache.features == "off" or not views:
         return None
-    one = shape_of_one(x, cut, parallel.unreplicate(variables))
+    one = shape_of_one(x, prefix_end, parallel.unreplicate(variables))
     images = {name: len(wanted[name]) * n for name, n in views.items()}
 
     @functools.cache
     def key(name: str) -> str:
-        return _key(x, name, cut, wanted[name], views[name], variables)
+        return _key(x, name, prefix_end, wanted[name], views[name], variables)
 
     of_one = one.size * one.dtype.itemsize
     needed = sum(images.values()) * of_one
     # What an earlier run has put in memory takes no more of it.
     new = sum(0 if is_sharing() and is_shared(key(name)) else n for name, n in images.items()) * of_one
     spill = needed > int(cache.memory_gb * 2**30) if cache.memory_gb else new > available_memory() // 2
-    spill = bool(highest(spill))
-    below = x.model.stages[: x.model.stages.index(cut)]
+    spill = bool(all_reduce_max(spill))
+    below = x.model.stages[: x.model.stages.index(prefix_end)]
     names = [group for group in x.model.groups if x.model.stage_of(group) in below]
     prefix = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
     slower = jax.default_backend() != "cpu"  # to read from a disk than to compute again
@@ -129,13 +129,13 @@ def keep(
         f"{total * of_one / 1e6:,.0f} MB, {seconds:.0f} s"
     )
     record = {
-        "prefix": names, "end": cut, "splits": list(found), "views": used, "bytes": total * of_one, "in": where,
+        "prefix": names, "end": prefix_end, "splits": list(found), "views": used, "bytes": total * of_one, "in": where,
         "seconds": seconds,
     }  # fmt: skip
     return Kept(record, found)
 
 
-def _key(x: Experiment, name: str, cut: str, wanted: np.ndarray, views: int, variables: Any) -> str:
+def _key(x: Experiment, name: str, prefix_end: str, wanted: np.ndarray, views: int, variables: Any) -> str:
     """What tells features of images from all others."""
     training, strong = name in ("train", "strong"), name == "strong"
     inputs = {
@@ -145,13 +145,13 @@ def _key(x: Experiment, name: str, cut: str, wanted: np.ndarray, views: int, var
         "views": views,
         "augment": (repr(augmentation(x.config, strong=strong)), strong, x.views_seed) if training else "",
     }
-    return digest(x.model, cut, parallel.unreplicate(variables), inputs)
+    return digest(x.model, prefix_end, parallel.unreplicate(variables), inputs)
 
 
-def shape_of_one(x: Experiment, cut: str | None, variables: Any) -> Any:
-    """The shape `[1, ...]` and type of what the constant prefix, which ends at `cut`, puts out for one image."""
+def shape_of_one(x: Experiment, prefix_end: str | None, variables: Any) -> Any:
+    """The shape `[1, ...]` and type of what the constant prefix, which ends at `prefix_end`, puts out for one image."""
     side = x.config.data.size
-    return jax.eval_shape(lambda v: x.model.apply(v, jnp.zeros((1, side, side, 3)), end=cut), variables)
+    return jax.eval_shape(lambda v: x.model.apply(v, jnp.zeros((1, side, side, 3)), stop_stage=prefix_end), variables)
 
 
 def _features_of(
@@ -176,15 +176,15 @@ def _features_of(
     if folder is not None:
         file = folder / f"features-{name}-{jax.process_index()}.npy"
         found = reopen(file, key_of(name), one.dtype)
-        if not highest(found is None):
+        if not all_reduce_max(found is None):
             assert found is not None
             return found
-    step = parallel.eval_step(x.forward_step(phase, pictures, end=x.cut(phase)))
+    step = parallel.eval_step(x.forward_step(phase, pictures, stop_stage=x.frozen_prefix_end(phase)))
 
     def outputs() -> Iterator[tuple[int, int, np.ndarray]]:
         for view in range(views):
             first, enough = 0, False
-            for values in run_over(step, pictures, variables, key, x.replicas, view=view):
+            for values in predict_all(step, pictures, variables, key, x.replicas, view=view):
                 yield first, view, values
                 first += len(values)
                 enough = count(len(values))
@@ -283,7 +283,7 @@ def reserve(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else None
     except OSError as error:
         failed = error
-    if highest(failed is not None):
+    if all_reduce_max(failed is not None):
         raise failed or OSError("another process has no room")
 
 

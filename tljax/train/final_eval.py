@@ -13,7 +13,7 @@ from tljax.core.errors import UserError
 from tljax.data.duplicates import Copies
 from tljax.data.load import Data
 from tljax.engine import parallel
-from tljax.engine.steps import join_parts, own_parts
+from tljax.engine.steps import combine, partition
 from tljax.metrics.accuracy import by_class, chose_epoch, images_in_words, score, wilson_interval
 from tljax.metrics.calibration import calibration, log_probabilities
 from tljax.report import console as console_lib
@@ -101,9 +101,9 @@ def restore_best(trainer: Trainer) -> None:
             trainer.state = parallel.replicate(state.replace(semi={}, **saved))
     elif "val" in x.data.splits and x.config.select != "last":
         plan = x.plans[0][0]
-        shared = own_parts(x.model, plan, state.variables)[1]
-        own, _ = own_parts(x.model, plan, state.best)
-        trainer.state = parallel.replicate(state.replace(**join_parts(own, shared)))
+        shared = partition(x.model, plan, state.variables)[1]
+        own, _ = partition(x.model, plan, state.best)
+        trainer.state = parallel.replicate(state.replace(**combine(own, shared)))
 
 
 def member_result(
@@ -123,7 +123,7 @@ def member_result(
     if result["validation"] is None and result["test"] is not None:
         trainer.diagnostics.tested(m, result["test"], labels["test"])
     if "unlabelled" in logits:
-        result["unlabelled"] = told_of_unlabelled(x.config.semi, x.data, logits["unlabelled"])
+        result["unlabelled"] = pseudo_label_report(x.config.semi, x.data, logits["unlabelled"])
     if result["validation"] is not None:
         last = {name: history[-1][f"val_{name}"] for name in ("accuracy", "correct", "seen")}
         chose = x.config.select != "last" and len(history) > 1
@@ -181,7 +181,7 @@ def member_result(
     }
 
 
-def told_of_unlabelled(semi: Any, data: Data, logits: np.ndarray) -> dict[str, Any]:
+def pseudo_label_report(semi: Any, data: Data, logits: np.ndarray) -> dict[str, Any]:
     """What the labels would be worth that a network gives to unlabelled images: to all, or to those that its method
     is sure enough of. `semi` is `config.semi`."""
     found = log_probabilities(logits)

@@ -20,7 +20,7 @@ from tljax.core.errors import UserError, counted
 from tljax.data.augment import make_normalize
 from tljax.data.batches import num_batches
 from tljax.data.folder import unlabelled_folders
-from tljax.data.load import Listed, open_data
+from tljax.data.load import DatasetIndex, open_data
 from tljax.data.pixels import decode_all, find_levels
 from tljax.data.reading import put_central_square
 from tljax.models import init_variables
@@ -222,7 +222,7 @@ def facts_of(config: Any, *, look: bool = True) -> Facts:
     plan = plans_of(model, drawn.shapes, drawn.members[0].config, drawn.phases[0], drawn.fresh)[0]
     end, side, view = prefix_end(model, plan), config.data.size, 0
     if end is not None:
-        one = jax.eval_shape(lambda v: model.apply(v, jnp.zeros((1, side, side, 3)), end=end), drawn.shapes)
+        one = jax.eval_shape(lambda v: model.apply(v, jnp.zeros((1, side, side, 3)), stop_stage=end), drawn.shapes)
         view = one.size * one.dtype.itemsize
     strength = None if not look or no_weights(config.model.weights) else _strength(config, listed, drawn)
     return Facts(
@@ -231,7 +231,7 @@ def facts_of(config: Any, *, look: bool = True) -> Facts:
     )  # fmt: skip
 
 
-def _strength(config: Any, listed: Listed, drawn: Outline) -> float:
+def _strength(config: Any, listed: DatasetIndex, drawn: Outline) -> float:
     """The sum of what the pretrained network gives its head, of training images."""
     m, d, model = config.model, config.data, drawn.sketch
     weights = find_weights(m.weights, m.name)
@@ -252,7 +252,7 @@ def _strength(config: Any, listed: Listed, drawn: Outline) -> float:
     normalize = make_normalize(d.mean or weights.mean, d.std or weights.std)
 
     def forward(variables: Any, squares: Any) -> jax.Array:
-        seen: Any = model.apply(variables, normalize(squares), end="head")
+        seen: Any = model.apply(variables, normalize(squares), stop_stage="head")
         return jnp.abs(seen).sum(-1).mean()
 
     # It runs once: to optimize its code takes seconds, and saves none.

@@ -21,8 +21,8 @@ from tljax.core import shared_cache
 from tljax.core.errors import UserError
 from tljax.data import content
 from tljax.data.labels import PseudoLabels
-from tljax.data.load import Listed, open_data
-from tljax.distributed.consensus import together
+from tljax.data.load import DatasetIndex, open_data
+from tljax.distributed.consensus import barrier
 from tljax.metrics.calibration import fit_temperature, log_probabilities
 from tljax.metrics.losses import outputs
 from tljax.report import console as console_lib
@@ -91,14 +91,14 @@ def run(
                 console.print(f"round {number}: {name}")
                 if first and number:
                     follow(folder, own)
-                together()
+                barrier()
                 result = single_run.run(
                     own, folder, overwrite=overwrite, console=console, look_at_test=look_at_test, before=claim,
                     decoded=workdir,
                 )  # fmt: skip
             else:
                 claim()
-            together()
+            barrier()
             results.append(result)
             passed = passed_on(workdir, number) if number and result["test"] else None
             rounds.append(record_of(number, result, given, passed))
@@ -177,7 +177,7 @@ def labels_file(workdir: Path, number: int) -> Path:
     return workdir / f"labels-{number}.npz"
 
 
-def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
+def label(config: Any, number: int, workdir: Path, listed: DatasetIndex) -> Record:
     """Lets the round before label images for this one; returns what is told of the labels.
 
     With a growing number of images (`top`, `top_per_class`), round r of R gets r/R of `semi.share`.
@@ -203,7 +203,7 @@ def label(config: Any, number: int, workdir: Path, listed: Listed) -> Record:
     targets = soft if s.targets == "soft" else hard
     if jax.process_index() == 0:
         PseudoLabels(names[chosen], targets).save(labels_file(workdir, number))
-    together()
+    barrier()
     truth = dict(zip(listed.source.names, listed.truth, strict=True))
     told = pseudo_labels.tell(found, chosen, np.array([truth[name] for name in names]), listed.source.classes)
     return {**fitted, **told}

@@ -21,14 +21,14 @@ from tljax.data.colour import Colour
 from tljax.data.load import Data, decode_data, open_data
 from tljax.data.randaugment import RandAugment
 from tljax.data.statistics import mean_and_std
-from tljax.engine.input_pipeline import Features, Feed
+from tljax.engine.input_pipeline import Features, InputPipeline
 from tljax.engine.parallel import Replicas
 from tljax.engine.steps import (
     by_family,
-    join_parts,
+    combine,
     make_forward_step,
     make_train_step,
-    own_parts,
+    partition,
 )
 from tljax.metrics.accuracy import hard
 from tljax.metrics.losses import Loss, make_loss, outputs
@@ -36,7 +36,7 @@ from tljax.models import Network, check_side, create_model, init_variables, vari
 from tljax.models.layers import parameter_dtype
 from tljax.report import console as console_lib
 from tljax.report import plots
-from tljax.semi.input_pipeline import JointFeed
+from tljax.semi.input_pipeline import JointPipeline
 from tljax.semi.joint import METHODS, Method, make_joint_step
 from tljax.transfer.optimizer import Schedule, make_optimizer, make_schedule
 from tljax.transfer.plan import Phase, Plan, make_phases, make_plan, merge, prefix_end, read_groups
@@ -142,15 +142,15 @@ class Experiment:
     def population(self) -> bool:
         return is_population(self.config)
 
-    def cut(self, phase: int) -> str | None:
+    def frozen_prefix_end(self, phase: int) -> str | None:
         """The stage that the phase's constant prefix ends before, if there is one."""
         return prefix_end(self.model, self.plans[0][phase])
 
-    def how(self, phase: int) -> str:
+    def member_map(self, phase: int) -> str:
         """How members are computed: heads in one product, anything larger one after the other."""
         if not self.population:
-            return "alone"
-        return "vmap" if self.cut(phase) == "head" else "map"
+            return "none"
+        return "vmap" if self.frozen_prefix_end(phase) == "head" else "map"
 
     def schedule(self, phase: int, member: int = 0) -> Schedule:
         """Steps since the phase began -> the factor on its rates."""
@@ -203,12 +203,12 @@ class Experiment:
 
     def init_semi(self, variables: dict[str, Any], opt_state: Any) -> dict[str, Any]:
         """What the method keeps, at the beginning."""
-        return self.method.init(own_parts(self.model, self.plans[0][0], variables)[0], opt_state) if self.joint else {}
+        return self.method.init(partition(self.model, self.plans[0][0], variables)[0], opt_state) if self.joint else {}
 
-    def train_step(self, phase: int, feed: Feed | JointFeed) -> Callable[..., Any]:
+    def train_step(self, phase: int, feed: InputPipeline | JointPipeline) -> Callable[..., Any]:
         """The step of one replica in a phase."""
-        config, cut = self.config, self.cut(phase)
-        if isinstance(feed, JointFeed):
+        config, prefix_end = self.config, self.frozen_prefix_end(phase)
+        if isinstance(feed, JointPipeline):
             return make_joint_step(
                 model=self.model,
                 plan=self.plans[0][phase],
@@ -218,8 +218,8 @@ class Experiment:
                 labelled=feed.labelled.inputs,
                 weak=feed.first.inputs,
                 strong=feed.second.inputs,
-                begin=cut if feed.features is not None else None,
-                cut=cut,
+                start_stage=prefix_end if feed.features is not None else None,
+                frozen_prefix_end=prefix_end,
                 cross_replica_bn=config.cross_replica_bn,
             )
         return make_train_step(
@@ -228,28 +228,28 @@ class Experiment:
             families=self.families(phase),
             loss=make_loss(config.loss.name, label_smoothing=config.loss.label_smoothing),
             inputs=feed.inputs,
-            begin=cut if feed.features is not None else None,
-            cut=cut,
-            how=self.how(phase),
+            start_stage=prefix_end if feed.features is not None else None,
+            frozen_prefix_end=prefix_end,
+            member_map=self.member_map(phase),
             first_step=self.phases[0][phase].first * self.steps_per_epoch,
             accumulate=config.accumulate,
             cross_replica_bn=config.cross_replica_bn,
         )
 
-    def forward_step(self, phase: int, feed: Feed, *, end: str | None = None) -> Callable[..., Any]:
-        """Logits of one replica, or with `end` the features that reach that stage."""
-        cut = self.cut(phase)
+    def forward_step(self, phase: int, feed: InputPipeline, *, stop_stage: str | None = None) -> Callable[..., Any]:
+        """Logits of one replica, or with `stop_stage` the features that reach that stage."""
+        prefix_end = self.frozen_prefix_end(phase)
         return make_forward_step(
             model=self.model,
             plan=self.plans[0][phase],
             inputs=feed.inputs,
-            begin=cut if feed.features is not None else None,
-            cut=cut,
-            end=end,
-            how=self.how(phase),
+            start_stage=prefix_end if feed.features is not None else None,
+            frozen_prefix_end=prefix_end,
+            stop_stage=stop_stage,
+            member_map=self.member_map(phase),
         )
 
-    def training_feed(self, kept: Mapping[str, Features]) -> Feed | JointFeed:
+    def training_feed(self, kept: Mapping[str, Features]) -> InputPipeline | JointPipeline:
         """What trains, on kept features where there are any."""
         labelled = self.feed("train", training=True, features=kept.get("train"))
         if not self.joint:
@@ -261,7 +261,7 @@ class Experiment:
         )
         if "strong" not in kept:  # two draws of one kind: the other half of the kept views
             second = dataclasses.replace(second, offset=self.config.cache.views // 2)
-        return JointFeed(labelled, first, second)
+        return JointPipeline(labelled, first, second)
 
     def feed(
         self,
@@ -272,11 +272,11 @@ class Experiment:
         features: Features | None = None,
         batch_size: int | None = None,
         once: bool = False,
-    ) -> Feed:
+    ) -> InputPipeline:
         """A split, or other images, as batches: in whole pictures and shuffled for training, `strong` in second views;
         gone through but `once`, from the host."""
         indices = self.data.splits[images] if isinstance(images, str) else images
-        return Feed(
+        return InputPipeline(
             data=self.data,
             indices=indices,
             batch_size=min(batch_size or self.config.batch_size, len(indices)),
@@ -517,9 +517,9 @@ def stack_members(
             f"population.seed would give each member its own {', '.join(lost)}, which stay frozen and are kept once "
             f"for all; add them to transfer.train, or leave population.seed out"
         )
-    owns = [own_parts(model, plan, by_seed[member.config.transfer.seed])[0] for member in members]
-    shared = own_parts(model, plan, variables)[1]
-    return join_parts(jax.tree.map(lambda *leaves: jnp.stack(leaves), *owns), shared)
+    owns = [partition(model, plan, by_seed[member.config.transfer.seed])[0] for member in members]
+    shared = partition(model, plan, variables)[1]
+    return combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *owns), shared)
 
 
 def plans_of(model: Network, variables: Any, config: Any, phases: tuple[Phase, ...], fresh: str) -> tuple[Plan, ...]:

@@ -14,7 +14,7 @@ from tljax.core.errors import UserError, counted
 from tljax.core.signals import listen
 from tljax.core.xla_flags import forget_programs, is_deterministic
 from tljax.data import content
-from tljax.distributed.consensus import agree_on_config, agree_on_folder, agree_on_start
+from tljax.distributed.consensus import assert_equal_config, assert_equal_folder, assert_equal_start
 from tljax.report import console as console_lib
 from tljax.run_dir import files as folders
 from tljax.run_dir.checkpoint import Checkpoints
@@ -72,7 +72,7 @@ def run(
     first = jax.process_index() == 0
     console = console or console_lib.make_console(quiet=not first)
     check(config, look_at_test=look_at_test)
-    agree_on_config(config)
+    assert_equal_config(config)
     if config.deterministic and jax.default_backend() == "gpu" and not is_deterministic():
         raise UserError("deterministic=True comes too late here; set XLA_FLAGS=--xla_gpu_deterministic_ops=true")
     folders.check_free(workdir, config.to_dict(), overwrite=overwrite)
@@ -87,7 +87,7 @@ def run(
     for title, rows in plan_tables(experiment.phases[0], experiment.plans[0], members=len(experiment.members)):
         console_lib.print_table(console, title, rows)
     before()
-    agree_on_start(experiment.data, variables)
+    assert_equal_start(experiment.data, variables)
     with contextlib.ExitStack() as stack:
         if first:  # only now: a run that cannot begin leaves nothing behind, and throws nothing away
             stack.enter_context(folders.locked(workdir))
@@ -98,7 +98,7 @@ def run(
             content.keep(decoded or workdir, config.data, experiment.data, experiment.earlier)
             if config.pictures:
                 experiment.save_augmented(workdir / "augmented.png")
-        agree_on_folder(workdir)
+        assert_equal_folder(workdir)
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
         kept = None

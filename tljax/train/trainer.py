@@ -16,19 +16,19 @@ from rich.console import Console
 from tljax.core.errors import UserError, counted
 from tljax.core.signals import Interrupted
 from tljax.data.batches import num_batches, prefetch, trailing
-from tljax.data.labels import HIDDEN
-from tljax.distributed.consensus import Stop, agree
+from tljax.data.labels import UNLABELED
+from tljax.distributed.consensus import Stop, assert_equal_across_processes
 from tljax.engine import parallel
-from tljax.engine.input_pipeline import Feed, endless, run_over, steps_ahead
-from tljax.engine.nan_guard import beginning, make_trace, watched
-from tljax.engine.oom_guard import guarded
-from tljax.engine.steps import NOTHING, join_parts, own_parts
+from tljax.engine.input_pipeline import InputPipeline, predict_all, repeat, steps_ahead
+from tljax.engine.nan_guard import first_nonfinite, make_trace, skip_nonfinite_updates
+from tljax.engine.oom_guard import check_fits_memory
+from tljax.engine.steps import NOTHING, combine, partition
 from tljax.metrics.accuracy import score
 from tljax.report import console as console_lib
 from tljax.run_dir import files as folders
 from tljax.run_dir.checkpoint import Checkpoints
 from tljax.run_dir.train_state import TrainState
-from tljax.semi.input_pipeline import JointFeed
+from tljax.semi.input_pipeline import JointPipeline
 from tljax.train.best_epoch import chosen_row
 from tljax.train.diagnostics import Diagnostics
 from tljax.train.feature_cache import Kept, keep
@@ -48,9 +48,9 @@ def fresh_state(x: Experiment, phase: int, variables: dict[str, Any]) -> TrainSt
     """The state at the beginning of a run, with the optimizer of a phase."""
     opt_state, best = x.init_optimizer(phase, variables["params"]), {}
     if x.population:
-        own, members = own_parts(x.model, x.plans[0][0], variables)[0], len(x.members)
+        own, members = partition(x.model, x.plans[0][0], variables)[0], len(x.members)
         nothing = {"accuracy": np.full(members, -1.0, np.float32), "step": np.zeros(members, np.int32)}
-        best = join_parts(own, NOTHING) | nothing
+        best = combine(own, NOTHING) | nothing
     return TrainState(
         step=np.zeros((), np.int32),
         params=variables["params"],
@@ -90,7 +90,7 @@ class Trainer:
         self.diverged: list[int | None] = [None] * len(experiment.members)  # the step, by member
         self.kept: Kept | None = None
         self.features: dict[str, Any] | None = None  # what is told of those kept last
-        self.evaluators: dict[str, tuple[Feed, Callable[..., Any]]] = {}
+        self.evaluators: dict[str, tuple[InputPipeline, Callable[..., Any]]] = {}
         vitals = None
         found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
         if found is None:
@@ -113,7 +113,7 @@ class Trainer:
                               "whether they are the same pictures under the same names")  # fmt: skip
         self.diagnostics = Diagnostics(experiment, console, vitals)
         self.step = int(state.step)
-        agree(lambda: {"the step that the run goes on from": self.step})
+        assert_equal_across_processes(lambda: {"the step that the run goes on from": self.step})
         self.state = parallel.replicate(state)
 
     def like(self, variables: dict[str, Any]) -> Callable[[dict[str, Any]], TrainState]:
@@ -164,8 +164,8 @@ class Trainer:
             feed = self.x.training_feed(self.kept.splits if self.kept else {})
             plan, config = self.x.plans[0][number], self.x.config
             step = self.x.train_step(number, feed)
-            step = watched(step, plan, alone=not self.x.population, stop=config.stop_at_nan)
-            train_step = guarded(parallel.train_step(step), self.x.batches, config.accumulate)
+            step = skip_nonfinite_updates(step, plan, alone=not self.x.population, stop=config.stop_at_nan)
+            train_step = check_fits_memory(parallel.train_step(step), self.x.batches, config.accumulate)
             self.warm = False
             for epoch in range(self.step // per_epoch, phase.last):
                 if not self.train_epoch(train_step, feed, epoch):
@@ -223,11 +223,11 @@ class Trainer:
             opt_state = carry_moments(state.opt_state, opt_state)
         self.state, self.phase = parallel.replicate(state.replace(opt_state=opt_state)), phase
 
-    def train_epoch(self, train_step: Callable[..., Any], feed: Feed | JointFeed, epoch: int) -> bool:
+    def train_epoch(self, train_step: Callable[..., Any], feed: InputPipeline | JointPipeline, epoch: int) -> bool:
         """Steps from where the state stands to the end of `epoch` or of training; False if a signal came before."""
         x, first = self.x, epoch * self.x.steps_per_epoch
         done, of = self.step - first, min(x.steps_per_epoch, self.last_step - first)
-        batches = prefetch(itertools.islice(endless(feed, x.replicas, start=self.step), of - done))
+        batches = prefetch(itertools.islice(repeat(feed, x.replicas, start=self.step), of - done))
         sums: list[Any] = []
         per_pass = num_batches(feed.count, feed.batch_size)
         if len(self.clocks) == epoch:
@@ -280,22 +280,22 @@ class Trainer:
                 self.sums[name] += np.atleast_1d(found[name]).astype(np.float64)
             if self.x.joint:
                 index, given = (found[name] for name in GIVEN)
-                self.sums["given"] += (given != HIDDEN).sum()
-                self.sums["known"] += ((given != HIDDEN) & (self.x.data.truth[index] != HIDDEN)).sum()
-                right = (given != HIDDEN) & (given == self.x.data.truth[index])  # told, never used
+                self.sums["given"] += (given != UNLABELED).sum()
+                self.sums["known"] += ((given != UNLABELED) & (self.x.data.truth[index] != UNLABELED)).sum()
+                right = (given != UNLABELED) & (given == self.x.data.truth[index])  # told, never used
                 self.sums["right"] += right.sum()
         self.diagnostics.stepped(fetched, self.phase)
 
-    def watch(self, metrics: dict[str, Any], feed: Feed | JointFeed, number: int) -> None:
+    def watch(self, metrics: dict[str, Any], feed: InputPipeline | JointPipeline, number: int) -> None:
         """Notes which members' numbers have gone wrong; raises UserError for a single run that is to stop then."""
         x = self.x
-        sound = np.atleast_1d(parallel.to_host(metrics["sound"]))
-        for m in np.flatnonzero(~sound):
+        all_finite = np.atleast_1d(parallel.to_host(metrics["all_finite"]))
+        for m in np.flatnonzero(~all_finite):
             self.diverged[m] = number if self.diverged[m] is None else self.diverged[m]
-        if sound.all() or x.population or not x.config.stop_at_nan:
+        if all_finite.all() or x.population or not x.config.stop_at_nan:
             return
         plan, own = x.plans[0][self.phase], parallel.to_host(metrics)
-        where = beginning(plan, own, lambda: self.trace(feed, number), x.model.stages)
+        where = first_nonfinite(plan, own, lambda: self.trace(feed, number), x.model.stages)
         self.checkpoints.wait()
         kept = self.checkpoints.steps()
         raise UserError(
@@ -305,14 +305,14 @@ class Trainer:
             + "; give a lower optimizer.lr, schedule.warmup_epochs or optimizer.clip, or stop_at_nan=False to go on"
         )
 
-    def trace(self, feed: Feed | JointFeed, number: int) -> dict[str, int]:
+    def trace(self, feed: InputPipeline | JointPipeline, number: int) -> dict[str, int]:
         """Which stages' outputs are finite on the batch of a step, the labelled images first."""
         x, found = self.x, {}
-        parts = {"labelled": feed.labelled, "weak": feed.first} if isinstance(feed, JointFeed) else {"": feed}
-        shard = next(endless(feed, x.replicas, start=number))
-        begin = x.cut(self.phase) if feed.features is not None else None
+        parts = {"labelled": feed.labelled, "weak": feed.first} if isinstance(feed, JointPipeline) else {"": feed}
+        shard = next(repeat(feed, x.replicas, start=number))
+        start_stage = x.frozen_prefix_end(self.phase) if feed.features is not None else None
         for name, part in parts.items():
-            trace = parallel.eval_step(make_trace(x.model, x.plans[0][self.phase], part.inputs, begin))
+            trace = parallel.eval_step(make_trace(x.model, x.plans[0][self.phase], part.inputs, start_stage))
             found = parallel.to_host(trace(self.state, shard[name] if name else shard, self.key))
             if not all(found.values()):
                 break
@@ -403,12 +403,12 @@ class Trainer:
         """Copies what the members are now over what they were at their best, where `step` is their best."""
         state = self.one_replica()
         better = np.asarray(self.best) == step
-        own = own_parts(self.x.model, self.x.plans[0][0], state.variables)[0]
+        own = partition(self.x.model, self.x.plans[0][0], state.variables)[0]
 
         def newer(old: Any, new: Any) -> Any:
             return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        now = join_parts(own, NOTHING) | {
+        now = combine(own, NOTHING) | {
             "accuracy": jnp.asarray(accuracy), "step": jnp.full(len(better), step, jnp.int32)
         }  # fmt: skip
         best = jax.tree.map(newer, state.best, now)
@@ -428,7 +428,7 @@ class Trainer:
         writer.write_scalars(row["step"], scalars)
         writer.flush()
 
-    def evaluator(self, split: str) -> tuple[Feed, Callable[..., Any]]:
+    def evaluator(self, split: str) -> tuple[InputPipeline, Callable[..., Any]]:
         """What evaluates a split, on kept features where there are any."""
         if split not in self.evaluators:
             feed = self.x.feed(split, features=self.kept and self.kept.splits.get(split))
@@ -442,5 +442,5 @@ class Trainer:
     def logits(self, split: str) -> np.ndarray:
         """Logits `[members, N, outputs]` of every image of a split, in its order, with running statistics."""
         feed, step = self.evaluator(split)
-        found = np.concatenate(list(run_over(step, feed, self.state.evaluated, self.key, self.x.replicas)))
+        found = np.concatenate(list(predict_all(step, feed, self.state.evaluated, self.key, self.x.replicas)))
         return np.moveaxis(found, 1, 0) if self.x.population else found[None]

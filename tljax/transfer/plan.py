@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def modes(self) -> dict[str, BatchNormMode]:
-        """Batch-norm mode by group, for `models.Pass`."""
+        """Batch-norm mode by group, for `models.ForwardContext`."""
         return {g.name: g.bn for g in self.groups if g.bn is not None}
 
     @property
