@@ -7,7 +7,7 @@ Needs jax, flax and optax; for the peer torch, and torchvision or timm. Two step
 with batch norm in train mode, `last_stage` trains layer4 and the head over a frozen rest in eval mode. Each row has a
 process of its own, so that no peak of memory and no cache is another's. The row `deterministic` is ours again under
 `deterministic=True`; what it takes longer than the row `tljax` is the price of the same bits every time. FLOPs are the
-step's as written, counted by XLA before it optimises; the other rows are held to the count of the first.
+step's as written, counted by XLA before it optimizes; the other rows are held to the count of the first.
 """
 
 import argparse

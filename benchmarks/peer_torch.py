@@ -88,7 +88,7 @@ class Recipe:
 
 
 class Augmented(Dataset):
-    """Training views of decoded pictures: `(uint8 [size, size, 3], position)`, normalised later, once per batch."""
+    """Training views of decoded pictures: `(uint8 [size, size, 3], position)`, normalized later, once per batch."""
 
     def __init__(self, pictures: Sequence[Image.Image], positions: Sequence[int], transform: Callable[..., Any]):
         self.pictures, self.positions, self.transform = pictures, positions, transform
@@ -105,7 +105,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.pictures: list[Image.Image] = []
-        self.centres = torch.empty(0)
+        self.centers = torch.empty(0)
         self.labels = torch.empty(0)
         self.splits: dict[str, Tensor] = {}
         self.net = self.frozen = self.rest = nn.Sequential()
@@ -118,21 +118,21 @@ class Worker:
 
     def data(self, *, root: str, names: Sequence[str], labels: Sequence[int], splits: dict[str, list[int]],
              size: int = 224, resize: int = 256) -> dict[str, float]:  # fmt: skip
-        """Decodes and resizes every picture once and cuts its centre; both stay in memory as uint8."""
+        """Decodes and resizes every picture once and cuts its center; both stay in memory as uint8."""
         shrink, cut = transforms.Resize(resize), transforms.CenterCrop(size)
-        centres = np.empty((len(names), size, size, 3), np.uint8)
+        centers = np.empty((len(names), size, size, 3), np.uint8)
 
         def decode(i: int) -> Image.Image:
             with Image.open(Path(root, names[i])) as opened:
                 picture = shrink(opened.convert("RGB"))
-            centres[i] = np.asarray(cut(picture))
+            centers[i] = np.asarray(cut(picture))
             return picture
 
         began = time.perf_counter()
         with ThreadPoolExecutor(WORKERS) as pool:  # Pillow lets go of Python's lock
             self.pictures = list(pool.map(decode, range(len(names))))
         seconds = time.perf_counter() - began
-        self.centres, self.labels = torch.from_numpy(centres), torch.tensor(labels)
+        self.centers, self.labels = torch.from_numpy(centers), torch.tensor(labels)
         self.splits = {name: torch.tensor(positions) for name, positions in splits.items()}
         return {"seconds": seconds}
 
@@ -159,7 +159,7 @@ class Worker:
         torch.manual_seed(seed)
         self.recipe = Recipe(**recipe)
         update = self._begin()
-        inputs, cache_seconds = self._of_centres, 0.0
+        inputs, cache_seconds = self._of_centers, 0.0
         if cache:
             began = time.perf_counter()
             rows = self._frozen_outputs(batch_size)
@@ -199,7 +199,7 @@ class Worker:
         return {"seconds": statistics.median(seconds[2:])}
 
     def augment(self, *, count: int, rotation: float = 10, size: int = 224) -> dict[str, float]:
-        """Pictures per second in one thread, torchvision's defaults (so nearest neighbours where it rotates)."""
+        """Pictures per second in one thread, torchvision's defaults (so nearest neighbors where it rotates)."""
         transform = training_views(size, transforms.RandomRotation(rotation))
         began = time.perf_counter()
         for picture in itertools.islice(itertools.cycle(self.pictures), count):
@@ -236,20 +236,20 @@ class Worker:
         with torch.no_grad():
             return self.frozen(normalized(images))
 
-    def _of_centres(self, positions: Tensor) -> Tensor:
-        return self._features(self.centres[positions])
+    def _of_centers(self, positions: Tensor) -> Tensor:
+        return self._features(self.centers[positions])
 
     def _frozen_outputs(self, batch_size: int) -> Tensor:
-        """The caching peer: the frozen part's outputs for all centre crops, `[N, ...]`, channels_last."""
+        """The caching peer: the frozen part's outputs for all center crops, `[N, ...]`, channels_last."""
         self.net.eval()
         with torch.inference_mode():
-            one = self.frozen(normalized(self.centres[:1]))
+            one = self.frozen(normalized(self.centers[:1]))
         layout = torch.channels_last if one.dim() == 4 else torch.contiguous_format
         # Made outside inference mode: autograd may keep its rows.
-        rows = torch.empty((len(self.centres), *one.shape[1:]), memory_format=layout)
+        rows = torch.empty((len(self.centers), *one.shape[1:]), memory_format=layout)
         with torch.inference_mode():
             for at in torch.cat([self.splits["train"], self.splits["val"]]).split(batch_size):
-                rows[at] = self.frozen(normalized(self.centres[at]))
+                rows[at] = self.frozen(normalized(self.centers[at]))
         return rows
 
     def _batches(self, positions: Tensor, batch_size: int, inputs: Callable[[Tensor], Tensor]) -> Batches:
@@ -257,7 +257,7 @@ class Worker:
             yield inputs(at), self.labels[at]
 
     def _loader(self, batch_size: int, order: torch.Generator) -> DataLoader:
-        views = Augmented(self.pictures, self.splits["train"].tolist(), training_views(self.centres.shape[1]))
+        views = Augmented(self.pictures, self.splits["train"].tolist(), training_views(self.centers.shape[1]))
         kept = {"num_workers": WORKERS, "persistent_workers": True}
         return DataLoader(views, batch_size, shuffle=True, generator=order, **kept)
 

@@ -127,7 +127,7 @@ class Words:
             "says": says, "given": str, "table": grid, "sentences": told, "protocol": protocol, "accuracy": accuracy,
             "by_seed": by_seed, "interval": interval, "points": points, "verdict": verdict, "decided": decided,
             "claims": claims, "images": images, "epochs": epochs,
-            "colours": colours,
+            "colors": colors,
         }  # fmt: skip
 
 
@@ -231,11 +231,11 @@ def epochs(found: Findings, row: str) -> str:
     return str(row_of(found, row).found[0].result["config"]["epochs"])
 
 
-def colours(found: Findings, which: str) -> str:
-    """`mean` or `std` of the colours that all runs were normalised by."""
+def colors(found: Findings, which: str) -> str:
+    """`mean` or `std` of the colors that all runs were normalized by."""
     values = {tuple(one.result["preprocessing"][which]) for row in found.rows for one in row.found}
     if len(values) != 1:
-        raise Stale(f"runs were normalised by {len(values)} different values")
+        raise Stale(f"runs were normalized by {len(values)} different values")
     return ", ".join(f"{value:.4f}" for value in values.pop())
 
 

@@ -247,7 +247,7 @@ def augment(bench: Bench) -> list[Row]:
         mine.append(json.loads(said)["images_per_second"])
         theirs.append(bench.ask("augment", count=600)["images_per_second"])
     ours, peer = statistics.median(mine), statistics.median(theirs)
-    note = "ours bilinear throughout, torchvision's rotation by nearest neighbours, its default"
+    note = "ours bilinear throughout, torchvision's rotation by nearest neighbors, its default"
     return [row("augment", ours, peer, ours / peer, 1.5, "images/s", False, note)]
 
 

@@ -205,9 +205,9 @@ def test_a_picture_under_two_labels_is_said(run, photos, tmp_path):
 
 
 def test_some_of_the_classes_in_another_order_will_do(run, tmp_path):
-    for name, colour in (("red", (220, 90, 90)), ("green", (90, 220, 90))):
+    for name, color in (("red", (220, 90, 90)), ("green", (90, 220, 90))):
         (tmp_path / name).mkdir()
-        Image.new("RGB", (48, 40), colour).save(tmp_path / name / "a.png")
+        Image.new("RGB", (48, 40), color).save(tmp_path / name / "a.png")
     found = tljax.evaluate(run, f"folder:{tmp_path}")
     assert [tiny.CLASSES[label] for label in found.labels] == ["green", "red"]
     assert found.by_class["blue"]["seen"] == 0

@@ -31,7 +31,7 @@ def run(name):
     code = [cell for cell in executed(TUTORIALS / f"{name}.ipynb").cells if cell.cell_type == "code"]
     printed = {cell.id: "".join(out.text for out in cell.outputs if out.output_type == "stream") for cell in code}
     shown = {cell.id: {kind for out in cell.outputs for kind in out.get("data", {})} for cell in code}
-    assert not any("\x1b" in text for text in printed.values())  # a terminal's colours and moves
+    assert not any("\x1b" in text for text in printed.values())  # a terminal's colors and moves
     assert not any(out.name == "stderr" for cell in code for out in cell.outputs if out.output_type == "stream")
     return printed, shown
 

@@ -117,8 +117,8 @@ def test_flips_average_a_picture_and_its_mirror(finished, photos, tmp_path):
 
 
 def test_any_size_and_orientation_and_a_reason_for_what_cannot_be_read(finished, tmp_path):
-    grey = Image.fromarray(np.full((30, 700), 90, np.uint8))
-    grey.save(tmp_path / "a.png")
+    gray = Image.fromarray(np.full((30, 700), 90, np.uint8))
+    gray.save(tmp_path / "a.png")
     turned = Image.fromarray(np.full((40, 30, 3), 90, np.uint8))
     exif = turned.getexif()
     exif[0x0112] = 6

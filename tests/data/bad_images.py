@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, features
 
 SIZE = (40, 30)  # of whole pictures, width and height
-COLOURS = ((200, 40, 30), (40, 180, 60), (30, 60, 210), (230, 220, 60))  # of the four quarters, from the top left
+COLORS = ((200, 40, 30), (40, 180, 60), (30, 60, 210), (230, 220, 60))  # of the four quarters, from the top left
 
 
 class Kind(NamedTuple):
@@ -26,7 +26,7 @@ class Kind(NamedTuple):
     Attributes:
       data: its bytes.
       read: whether it is a picture; None where either will do, as long as it is a picture or a reason.
-      quarters: the colours that are then seen, None for those of `picture`; `()` where they are not looked at.
+      quarters: the colors that are then seen, None for those of `picture`; `()` where they are not looked at.
       reason: a regular expression for the reason that it was not read.
     """
 
@@ -37,11 +37,11 @@ class Kind(NamedTuple):
 
 
 def picture(width: int = SIZE[0], height: int = SIZE[1]) -> Image.Image:
-    """Four quarters of plain colours."""
+    """Four quarters of plain colors."""
     image = Image.new("RGB", (width, height))
     x, y = -(-width // 2), -(-height // 2)
-    for colour, corner in zip(COLOURS, ((0, 0), (x, 0), (0, y), (x, y)), strict=True):
-        image.paste(colour, (*corner, width, height))
+    for color, corner in zip(COLORS, ((0, 0), (x, 0), (0, y), (x, y)), strict=True):
+        image.paste(color, (*corner, width, height))
     return image
 
 
@@ -114,7 +114,7 @@ def _jpegs() -> Iterator[tuple[str, Kind]]:
     yield "something before it.jpg", Kind(b"HTTP/1.1 200 OK\r\n\r\n" + jpeg, read=False, reason="not an image")
     yield "wrong magic.jpg", Kind(b"\xff\xd7" + jpeg[2:], read=False, reason="not an image")
     yield "progressive.jpg", Kind(grown, read=True, quarters=None)
-    yield "grey.jpg", Kind(encoded("JPEG", picture().convert("L")), read=True)
+    yield "gray.jpg", Kind(encoded("JPEG", picture().convert("L")), read=True)
     yield "CMYK.jpg", Kind(encoded("JPEG", picture().convert("CMYK"), quality=95), read=True, quarters=None)
     yield "PNG inside.jpg", Kind(encoded("PNG"), read=True, quarters=None)
     yield (
@@ -129,14 +129,14 @@ def _jpegs() -> Iterator[tuple[str, Kind]]:
     for name, marker, read in (("lossless", 0xC3, False), ("12 bits", 0xC1, None), ("arithmetic, damaged", 0xC9, None)):
         sof = bytes([0xFF, marker, *jpeg[at[0xC0] + 2 : at[0xC0] + 4], 12 if name == "12 bits" else 8])
         yield f"{name}.jpg", Kind(jpeg[: at[0xC0]] + sof + jpeg[at[0xC0] + 5 :], read=read, reason=damaged)
-    # A progressive scan of mean values alone, all zero: its coder writes no byte for a flat grey.
+    # A progressive scan of mean values alone, all zero: its coder writes no byte for a flat gray.
     header = bytes.fromhex("ffd8 ffdb0043 00") + bytes([1] * 64)
     frame, scan = struct.pack(">2sHBHHBBBB", b"\xff\xca", 11, 8, 30, 40, 1, 1, 0x11, 0), b"\xff\xda\0\x08\1\1\0\0\0\0"
     yield "arithmetic.jpg", Kind(header + frame + scan + b"\xff\xd9", read=None, quarters=((128,) * 3,) * 4)
     for turn, quarters in ((3, (3, 2, 1, 0)), (6, (2, 0, 3, 1)), (8, (1, 3, 0, 2))):
         exif = Image.Exif()
         exif[0x0112] = turn
-        seen = tuple(COLOURS[q] for q in quarters)
+        seen = tuple(COLORS[q] for q in quarters)
         yield f"turned {turn}.jpg", Kind(encoded("JPEG", exif=exif, quality=95), read=True, quarters=seen)
     exif = Image.Exif()
     exif[0x0112] = 99
@@ -158,8 +158,8 @@ def _chunk(name: bytes, body: bytes, crc: int | None = None) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", crc)
 
 
-def _png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 2, interlaced: int = 0) -> bytes:
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
+def _png(width: int, height: int, *chunks: bytes, depth: int = 8, color: int = 2, interlaced: int = 0) -> bytes:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + _chunk(b"IEND", b"")
 
 
@@ -188,28 +188,28 @@ def _pngs() -> Iterator[tuple[str, Kind]]:
         data = _png(*size, _chunk(b"IDAT", zlib.compress(bytes(1000))))
         yield f"says {size[0]} x {size[1]}.png", Kind(data, read=False, reason="megapixels|damaged")
     yield "7 bits.png", Kind(_png(*SIZE, _chunk(b"IDAT", zlib.compress(rows)), depth=7), read=False, reason=damaged)
-    yield "kind of colour 5.png", Kind(_png(*SIZE, _chunk(b"IDAT", b""), colour=5), read=False, reason=damaged)
-    grey = np.asarray(picture().convert("L"))
-    yield "16 bits of grey.png", Kind(encoded("PNG", Image.fromarray(grey.astype(np.uint16) * 257)), read=True)
+    yield "kind of color 5.png", Kind(_png(*SIZE, _chunk(b"IDAT", b""), color=5), read=False, reason=damaged)
+    gray = np.asarray(picture().convert("L"))
+    yield "16 bits of gray.png", Kind(encoded("PNG", Image.fromarray(gray.astype(np.uint16) * 257)), read=True)
     wide = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in np.asarray(picture()).reshape(SIZE[1], -1))
     yield (
-        "16 bits of colour.png",
+        "16 bits of color.png",
         Kind(_png(*SIZE, _chunk(b"IDAT", zlib.compress(wide)), depth=16), read=True, quarters=None),
     )
     yield "one bit.png", Kind(encoded("PNG", picture().convert("1")), read=True)
     few = picture().quantize(4)
-    white = ((255,) * 3, *COLOURS[1:])
+    white = ((255,) * 3, *COLORS[1:])
     place = few.getpixel((0, 0))
     yield "palette.png", Kind(encoded("PNG", few), read=True, quarters=None)
     yield "palette with transparency.png", Kind(encoded("PNG", few, transparency=place), read=True, quarters=white)
     short = encoded("PNG", few).replace(b"PLTE", b"PLTX")
-    yield "palette without colours.png", Kind(short, read=None)
+    yield "palette without colors.png", Kind(short, read=None)
     clear = picture().convert("RGBA")
     clear.paste((1, 2, 3, 0), (0, 0, 20, 15))
     yield "transparent.png", Kind(encoded("PNG", clear), read=True, quarters=white)
-    yield "transparent grey.png", Kind(encoded("PNG", clear.convert("LA")), read=True)
-    frames = [Image.new("RGB", SIZE, colour) for colour in COLOURS]
-    first = (COLOURS[0],) * 4
+    yield "transparent gray.png", Kind(encoded("PNG", clear.convert("LA")), read=True)
+    frames = [Image.new("RGB", SIZE, color) for color in COLORS]
+    first = (COLORS[0],) * 4
     yield (
         "animated.png",
         Kind(encoded("PNG", frames[0], save_all=True, append_images=frames[1:]), read=True, quarters=first),
@@ -219,9 +219,9 @@ def _pngs() -> Iterator[tuple[str, Kind]]:
 
 
 def _other_formats() -> Iterator[tuple[str, Kind]]:
-    frames = [Image.new("RGB", SIZE, colour) for colour in COLOURS]
+    frames = [Image.new("RGB", SIZE, color) for color in COLORS]
     animated: dict[str, Any] = {"save_all": True, "append_images": frames[1:]}
-    first, damaged = (COLOURS[0],) * 4, "damaged|not an image"
+    first, damaged = (COLORS[0],) * 4, "damaged|not an image"
 
     gif = encoded("GIF")
     yield "picture.gif", Kind(gif, read=True, quarters=None)
@@ -235,7 +235,7 @@ def _other_formats() -> Iterator[tuple[str, Kind]]:
     upward = bytearray(bmp)
     upward[22:26] = struct.pack("<i", -SIZE[1])
     yield "picture.bmp", Kind(bmp, read=True, quarters=None)
-    yield "from the top.bmp", Kind(bytes(upward), read=True, quarters=tuple(COLOURS[q] for q in (2, 3, 0, 1)))
+    yield "from the top.bmp", Kind(bytes(upward), read=True, quarters=tuple(COLORS[q] for q in (2, 3, 0, 1)))
     yield "cut.bmp", Kind(bmp[:-500], read=False, reason=damaged)
     yield "says 50000 x 50000.bmp", Kind(bmp[:18] + struct.pack("<ii", 50_000, 50_000) + bmp[26:], read=False,
                                          reason="megapixels")  # fmt: skip
@@ -252,9 +252,9 @@ def _other_formats() -> Iterator[tuple[str, Kind]]:
     yield "Lab.tiff", Kind(encoded("TIFF", Image.fromarray(lab, "LAB")), read=None)
     yield "CMYK.tiff", Kind(encoded("TIFF", picture().convert("CMYK")), read=True, quarters=None)
     yield "pages.tiff", Kind(encoded("TIFF", frames[0], **animated), read=True, quarters=first)
-    grey = np.asarray(picture().convert("L"))
-    yield "16 bits.tiff", Kind(encoded("TIFF", Image.fromarray(grey.astype(np.uint16) * 257)), read=True)
-    yield "floats.tiff", Kind(encoded("TIFF", Image.fromarray(grey.astype(np.float32) / 255)), read=True)
+    gray = np.asarray(picture().convert("L"))
+    yield "16 bits.tiff", Kind(encoded("TIFF", Image.fromarray(gray.astype(np.uint16) * 257)), read=True)
+    yield "floats.tiff", Kind(encoded("TIFF", Image.fromarray(gray.astype(np.float32) / 255)), read=True)
     nothing = np.full(SIZE[::-1], np.nan, np.float32)
     yield "NaN.tiff", Kind(encoded("TIFF", Image.fromarray(nothing)), read=True)
     yield "packed.tiff", Kind(encoded("TIFF", compression="tiff_lzw"), read=True, quarters=None)
@@ -310,11 +310,11 @@ def _tagged(tiff: bytes, tag: int, value: int) -> bytes:
 
 
 def _shapes() -> Iterator[tuple[str, Kind]]:
-    yield "1 x 1.png", Kind(encoded("PNG", Image.new("RGB", (1, 1), COLOURS[2])), read=True, quarters=(COLOURS[2],) * 4)
+    yield "1 x 1.png", Kind(encoded("PNG", Image.new("RGB", (1, 1), COLORS[2])), read=True, quarters=(COLORS[2],) * 4)
     for width, height in ((20_000, 1), (1, 20_000), (2, 9_000)):
-        image = Image.new("RGB", (width, height), COLOURS[1])
-        yield f"{width} x {height}.png", Kind(encoded("PNG", image), read=True, quarters=(COLOURS[1],) * 4)
-    yield "20000 x 1.gif", Kind(encoded("GIF", Image.new("RGB", (20_000, 1), COLOURS[1])), read=True)
+        image = Image.new("RGB", (width, height), COLORS[1])
+        yield f"{width} x {height}.png", Kind(encoded("PNG", image), read=True, quarters=(COLORS[1],) * 4)
+    yield "20000 x 1.gif", Kind(encoded("GIF", Image.new("RGB", (20_000, 1), COLORS[1])), read=True)
 
 
 NAMES = (

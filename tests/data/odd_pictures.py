@@ -37,15 +37,15 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def make() -> dict[str, Odd]:
     """By a name that says what is odd."""
-    colour = Image.fromarray(scene())
-    gray = colour.convert("L")
+    color = Image.fromarray(scene())
+    gray = color.convert("L")
     alpha = Image.fromarray(np.tile(np.linspace(0, 255, 64).astype(np.uint8), (50, 1)))
-    veiled, gray_veiled = colour.copy(), gray.convert("LA")
+    veiled, gray_veiled = color.copy(), gray.convert("LA")
     veiled.putalpha(alpha)
     gray_veiled.putalpha(alpha)
     wide = np.asarray(gray).astype(np.uint16) * 257
-    palette = colour.quantize(16)
-    turned = {f"turned {n} {kind}": (colour, kind, {"exif": _exif(n), **more})
+    palette = color.quantize(16)
+    turned = {f"turned {n} {kind}": (color, kind, {"exif": _exif(n), **more})
               for n, kind, more in ((6, "JPEG", {"quality": 95}), (3, "PNG", {}), (8, "WEBP", {"lossless": True}),
                                     (5, "TIFF", {}), (7, "PNG", {}))}  # fmt: skip
     saved: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
@@ -62,11 +62,11 @@ def make() -> dict[str, Odd]:
         "palette, transparent entry": (palette, "PNG", {"transparency": 3}),
         "palette gif, transparent entry": (palette, "GIF", {"transparency": 3}),
         "palette, alpha by entry": (palette, "PNG", {"transparency": bytes(range(0, 256, 16))}),
-        "colour key": (colour, "PNG", {"transparency": tuple(int(v) for v in scene()[10, 10])}),
+        "color key": (color, "PNG", {"transparency": tuple(int(v) for v in scene()[10, 10])}),
         "gray key": (gray, "PNG", {"transparency": int(np.asarray(gray)[10, 10])}),
-        "CMYK": (colour.convert("CMYK"), "JPEG", {"quality": 95}),
-        "CMYK tiff": (colour.convert("CMYK"), "TIFF", {}),
-        "YCbCr": (colour.convert("YCbCr"), "TIFF", {}),
+        "CMYK": (color.convert("CMYK"), "JPEG", {"quality": 95}),
+        "CMYK tiff": (color.convert("CMYK"), "TIFF", {}),
+        "YCbCr": (color.convert("YCbCr"), "TIFF", {}),
         "16 bits": (Image.fromarray(wide), "PNG", {}),
         "16 bits tiff": (Image.fromarray(wide), "TIFF", {}),
         "16 bits, turned": (Image.fromarray(wide), "PNG", {"exif": _exif(8)}),
@@ -79,12 +79,12 @@ def make() -> dict[str, Odd]:
     }
     for kind, form in (("HEIC", "HEIF"), ("JPEG XL", "JXL")):
         if has_plugin(kind):
-            saved |= {kind: (colour, form, {}), f"{kind}, turned": (colour, form, {"exif": _exif(6).tobytes()}),
+            saved |= {kind: (color, form, {}), f"{kind}, turned": (color, form, {"exif": _exif(6).tobytes()}),
                       f"{kind}, alpha": (veiled, form, {})}  # fmt: skip
     found = {name: Odd(data, _pixels(data)) for name, (image, kind, options) in saved.items()
              for data in [encoded(image, kind, **options)]}  # fmt: skip
     big_endian = b"P5 64 50 65535\n" + wide.astype(">u2").tobytes()
-    return found | {"big-endian": Odd(big_endian, wide), "16 bits of colour": _deep(scene())}
+    return found | {"big-endian": Odd(big_endian, wide), "16 bits of color": _deep(scene())}
 
 
 def _exif(orientation: int) -> Image.Exif:
@@ -94,7 +94,7 @@ def _exif(orientation: int) -> Image.Exif:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    """As NumPy has a picture that is turned upright; of modes whose numbers are no colours, converted before."""
+    """As NumPy has a picture that is turned upright; of modes whose numbers are no colors, converted before."""
     with Image.open(io.BytesIO(data)) as opened:
         opened.load()
         image = ImageOps.exif_transpose(opened)
@@ -107,7 +107,7 @@ def _pixels(data: bytes) -> np.ndarray:
 
 
 def _deep(pixels: np.ndarray) -> Odd:
-    """A PNG of 16-bit colours, which Pillow reads but does not write."""
+    """A PNG of 16-bit colors, which Pillow reads but does not write."""
     import struct
     import zlib
 

@@ -46,10 +46,10 @@ def test_it_is_read_right_or_has_a_reason(name):
     height, width, channels = found.shape
     assert (found.dtype, min(height, width), channels) == (np.uint8, 32, 3)
     if kind.quarters != ():
-        colours = bad_images.COLOURS if kind.quarters is None else kind.quarters
-        for colour, (y, x) in zip(colours, ((1, 1), (1, 3), (3, 1), (3, 3)), strict=True):
+        colors = bad_images.COLORS if kind.quarters is None else kind.quarters
+        for color, (y, x) in zip(colors, ((1, 1), (1, 3), (3, 1), (3, 3)), strict=True):
             seen = found[height * y // 4, width * x // 4].astype(int)
-            assert np.abs(seen - colour).max() <= 25, (seen, colour)
+            assert np.abs(seen - color).max() <= 25, (seen, color)
 
 
 def test_none_takes_the_memory():

@@ -93,7 +93,7 @@ def test_rows_may_be_an_index_array(pixels):
         assert not b["image"][2].any()
 
 
-def torch_centre_crop(image, crop):
+def torch_center_crop(image, crop):
     """torchvision.transforms.functional.center_crop, line by line."""
     height, width = image.shape[:2]
     if crop > width or crop > height:
@@ -106,12 +106,12 @@ def torch_centre_crop(image, crop):
 
 
 @pytest.mark.parametrize("crop", [5, 6, 7, 8, 9, 11, 17])
-def test_evaluation_crops_the_centre_as_torchvision_does(pixels, crop):
+def test_evaluation_crops_the_center_as_torchvision_does(pixels, crop):
     indices = np.array([6, 0, 1, 2, 3, 4, 5])
     batches = list(eval_batches(pixels, LABELS, indices, batch_size=4, crop=crop))
     images = np.concatenate([batch["image"] for batch in batches])
     for row, index in enumerate(indices):
-        assert np.array_equal(images[row], torch_centre_crop(pixels.image(index), crop))
+        assert np.array_equal(images[row], torch_center_crop(pixels.image(index), crop))
     assert np.concatenate([batch["index"] for batch in batches])[:7].tolist() == indices.tolist()
     assert np.concatenate([batch["mask"] for batch in batches]).tolist() == [1] * 7 + [0]
     assert all((batch["size"] == crop).all() for batch in batches)

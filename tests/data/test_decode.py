@@ -59,24 +59,24 @@ def test_modes_that_convert_as_in_torchvision(mode):
     data = encoded(image, {"CMYK": "JPEG", "YCbCr": "TIFF"}.get(mode, "PNG"))
     result = decode(data, short_side=64)
     assert np.array_equal(result, by_torchvision(data, 64))
-    if mode in ("CMYK", "YCbCr", "P"):  # and the colours are those of the picture
+    if mode in ("CMYK", "YCbCr", "P"):  # and the colors are those of the picture
         assert np.abs(result.astype(int) - by_torchvision(encoded(scene()), 64)).mean() < 12
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_16_bit_grey_is_scaled_not_clipped(kind):
-    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    result = decode(encoded(Image.fromarray(grey), kind), short_side=64)
+def test_16_bit_gray_is_scaled_not_clipped(kind):
+    gray = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    result = decode(encoded(Image.fromarray(gray), kind), short_side=64)
     assert np.array_equal(result[..., 0], result[..., 2])
-    assert np.abs(result[..., 0] - grey / 257.0).max() <= 0.51
+    assert np.abs(result[..., 0] - gray / 257.0).max() <= 0.51
 
 
-def test_big_endian_and_float_grey():
-    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    pgm = b"P5 64 64 65535\n" + grey.astype(">u2").tobytes()
-    assert np.abs(decode(pgm, short_side=64)[..., 1] - grey / 257.0).max() <= 0.51
-    unit = Image.fromarray((grey / 65535).astype(np.float32))
-    assert np.abs(decode(encoded(unit, "TIFF"), short_side=64)[..., 1] - grey / 257.0).max() <= 0.51
+def test_big_endian_and_float_gray():
+    gray = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    pgm = b"P5 64 64 65535\n" + gray.astype(">u2").tobytes()
+    assert np.abs(decode(pgm, short_side=64)[..., 1] - gray / 257.0).max() <= 0.51
+    unit = Image.fromarray((gray / 65535).astype(np.float32))
+    assert np.abs(decode(encoded(unit, "TIFF"), short_side=64)[..., 1] - gray / 257.0).max() <= 0.51
 
 
 def test_transparent_parts_are_white_whatever_lies_beneath():
@@ -122,7 +122,7 @@ def test_a_damaged_exif_block_does_not_cost_the_picture():
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_several_frames_the_first(kind):
-    frames = [Image.new("RGB", (40, 30), colour) for colour in ((250, 10, 20), (10, 250, 20), (20, 10, 250))]
+    frames = [Image.new("RGB", (40, 30), color) for color in ((250, 10, 20), (10, 250, 20), (20, 10, 250))]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     assert np.abs(decode(data, short_side=30).astype(int) - (250, 10, 20)).max() < 6
 
@@ -142,8 +142,8 @@ def test_of_a_long_picture_the_middle_as_if_resized_whole(height, width):
 
 
 def test_a_line_a_pixel_wide_allocates_no_more_than_its_middle():
-    grey = Image.new("L", (1, 3_000_000), 90)
-    assert decode(encoded(grey), short_side=256).shape == (512, 256, 3)
+    gray = Image.new("L", (1, 3_000_000), 90)
+    assert decode(encoded(gray), short_side=256).shape == (512, 256, 3)
 
 
 def png_header(width, height):
@@ -234,7 +234,7 @@ def test_decoded_arrays_take_the_same_path():
     assert decode(picture[..., 0], short_side=64).shape == (64, 96, 3)
 
 
-def centre_crop(image, crop):
+def center_crop(image, crop):
     """torchvision's CenterCrop for pictures that are large enough."""
     height, width = image.shape[:2]
     top, left = round((height - crop) / 2.0), round((width - crop) / 2.0)
@@ -252,8 +252,8 @@ def test_evaluation_pixels_are_torchvisions_on_50_real_images(shared):
         data = file.read_bytes()
         with Image.open(file) as image:
             sizes.add(image.size)
-        ours = centre_crop(decode(data, short_side=256), 224)
-        theirs = centre_crop(by_torchvision(data, 256), 224)
+        ours = center_crop(decode(data, short_side=256), 224)
+        theirs = center_crop(by_torchvision(data, 256), 224)
         difference = np.abs((ours / np.float32(255) - MEAN) / STD - (theirs / np.float32(255) - MEAN) / STD) * STD
         assert difference.mean() <= 1 / 255
         assert (difference <= 3 / 255).mean() >= 0.999
@@ -266,7 +266,7 @@ def test_evaluation_pixels_equal_torchvision_itself(shared, torchvision):
     transforms = torchvision.transforms
     chain = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
     for file in sorted((shared / "data" / "oxford_pets_3breeds" / "images").glob("*_1[0-9].jpg")):
-        ours = centre_crop(decode(file.read_bytes(), short_side=256), 224)
+        ours = center_crop(decode(file.read_bytes(), short_side=256), 224)
         with Image.open(file) as image:
             assert np.array_equal(ours, np.asarray(chain(image.convert("RGB"))))
 

@@ -36,7 +36,7 @@ CHANGED = {
     "cut": lambda i: i.crop((1, 1, i.width - 1, i.height - 1)),
     "mirrored": lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
     "darker": lambda i: ImageEnhance.Brightness(i).enhance(0.8),
-    "grey": lambda i: i.convert("L"),
+    "gray": lambda i: i.convert("L"),
 }
 
 

@@ -9,9 +9,9 @@ from tljax.data.decode import decode
 from tljax.data.folder import open_folder
 
 
-def picture(path, colour=(200, 30, 60)):
+def picture(path, color=(200, 30, 60)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (12, 8), colour).save(path, "PNG")
+    Image.new("RGB", (12, 8), color).save(path, "PNG")
 
 
 def tree(root, *names):

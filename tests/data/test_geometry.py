@@ -33,10 +33,10 @@ def views(draw):
 
 
 def land(points, size, box, out, flip, degrees):
-    """Where points `[n, 2]` of the picture lie in the view: turned about its centre, cut, enlarged, mirrored."""
-    angle, centre = np.deg2rad(degrees), (np.array(size) - 1) / 2
-    y, x = (np.asarray(points, float) - centre).T
-    y, x = y * np.cos(angle) - x * np.sin(angle) + centre[0], y * np.sin(angle) + x * np.cos(angle) + centre[1]
+    """Where points `[n, 2]` of the picture lie in the view: turned about its center, cut, enlarged, mirrored."""
+    angle, center = np.deg2rad(degrees), (np.array(size) - 1) / 2
+    y, x = (np.asarray(points, float) - center).T
+    y, x = y * np.cos(angle) - x * np.sin(angle) + center[0], y * np.sin(angle) + x * np.cos(angle) + center[1]
     top, left, height, width = box
     y, x = (y + 0.5 - top) * out / height - 0.5, (x + 0.5 - left) * out / width - 0.5
     return np.stack([y, out - 1 - x if flip else x], axis=1)
@@ -85,7 +85,7 @@ def test_mirrored_twice_and_turned_back_is_as_before(view, degrees):
 
 @given(views(), st.data())
 def test_a_box_is_seen_where_its_corners_land(view, data):
-    """Each pixel of a view is the box's colour, or the ground's, or black beyond the picture, as its place says."""
+    """Each pixel of a view is the box's color, or the ground's, or black beyond the picture, as its place says."""
     (height, width), *_ = view
     top, bottom = sorted(data.draw(st.lists(st.integers(0, height - 1), min_size=2, max_size=2)))
     left, right = sorted(data.draw(st.lists(st.integers(0, width - 1), min_size=2, max_size=2)))
@@ -101,12 +101,12 @@ def test_a_box_is_seen_where_its_corners_land(view, data):
     within = np.minimum(depth(-0.5, height - 0.5, y), depth(-0.5, width - 0.5, x))
     in_box = np.minimum(depth(top, bottom, y), depth(left, right, x))
     slack = 0.02
-    for where, colour in (
+    for where, color in (
         (within < -slack, (0, 0, 0)),
         ((within > slack) & (in_box > slack), (90, 40, 250)),
         ((within > slack) & (in_box < -1 - slack), (10, 200, 30)),
     ):
-        np.testing.assert_allclose(seen[where], np.broadcast_to(np.float32(colour), seen[where].shape), atol=ROUNDING)
+        np.testing.assert_allclose(seen[where], np.broadcast_to(np.float32(color), seen[where].shape), atol=ROUNDING)
 
 
 UNIT = st.floats(0, 1)
@@ -116,7 +116,7 @@ UNIT = st.floats(0, 1)
     SIDES, st.integers(24, 80), st.sampled_from([32, 64]), st.booleans(), st.floats(-180, 180), st.tuples(*[UNIT] * 5)
 )
 def test_a_spot_lands_where_it_should(size, h, out, flip, degrees, drawn):
-    """Its centre of light, within a quarter of a pixel, in a crop that holds it."""
+    """Its center of light, within a quarter of a pixel, in a crop that holds it."""
     w = round(h * (0.6 + drawn[0]))
     sigma = 1.5 * max(1, h / out, w / out)
     spot = 3.5 * sigma + np.array(drawn[1:3]) * (np.array(size) - 1 - 7 * sigma)
@@ -132,7 +132,7 @@ def test_a_spot_lands_where_it_should(size, h, out, flip, degrees, drawn):
 
 
 @given(views(), st.integers(0, 2**32), st.tuples(*[st.integers(0, 255)] * 3))
-def test_values_stay_in_range_and_a_single_colour_stays(view, seed, colour):
+def test_values_stay_in_range_and_a_single_color_stays(view, seed, color):
     """Black beyond the picture and nowhere else, whatever lies on the canvas there."""
     size = np.array(view[0])
     y, x = np.moveaxis(come_from(view), -1, 0)
@@ -140,10 +140,10 @@ def test_values_stay_in_range_and_a_single_colour_stays(view, seed, colour):
     image = np.random.default_rng(seed).integers(0, 256, (CANVAS, CANVAS, 3), dtype=np.uint8)
     seen = np.asarray(run_sample(image, size, map_of(*view), view[2]))
     assert seen.min() >= 0 and seen.max() <= 255 + ROUNDING
-    image[: size[0], : size[1]] = colour
+    image[: size[0], : size[1]] = color
     seen = np.asarray(run_sample(image, size, map_of(*view), view[2]))
     inner = seen[beyond < -0.01]
-    np.testing.assert_allclose(inner, np.broadcast_to(np.float32(colour), inner.shape), atol=ROUNDING)
+    np.testing.assert_allclose(inner, np.broadcast_to(np.float32(color), inner.shape), atol=ROUNDING)
     assert not seen[beyond > 0.01].any()
 
 

@@ -83,8 +83,8 @@ def test_listed_but_absent_and_present_but_unlisted_images_are_named(pets):
 
 
 def test_what_is_not_the_official_folder_is_said(pets, tmp_path):
-    with pytest.raises(UserError, match=r"label 'colour' is unknown .* 'breed' or 'species'"):
-        open_pets(pets, label="colour")
+    with pytest.raises(UserError, match=r"label 'color' is unknown .* 'breed' or 'species'"):
+        open_pets(pets, label="color")
     with pytest.raises(UserError, match="no such folder"):
         open_pets(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no images in it; unpack images.tar.gz"):

@@ -10,7 +10,7 @@ from PIL import Image
 from tljax.core.errors import UserError
 from tljax.data import pixels as pixels_module
 from tljax.data.folder import open_folder
-from tljax.data.pixels import available_memory, decode_all, drop
+from tljax.data.pixels import decode_all, drop
 from tljax.data.source import Source
 
 
@@ -208,10 +208,6 @@ def test_decoded_arrays_as_procedural_sources_give_them():
     drawn = Source("shapes", tuple("abcde"), np.zeros(5, np.int32), ("x", "y"), lambda index: images[index])
     pixels = decode_all(drawn, np.arange(5), short_side=16)
     assert all(np.array_equal(pixels.image(i), images[i]) for i in range(5))
-
-
-def test_available_memory_is_plausible():
-    assert 1 << 20 < available_memory() < 1 << 50
 
 
 def test_contents_are_of_what_is_in_the_files_and_stay_with_the_pixels(source, tmp_path):

@@ -27,11 +27,11 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
-def png(colour):
+def png(color):
     data = io.BytesIO()
-    PIL.Image.new("RGB", (7, 5), colour).save(data, "png")
+    PIL.Image.new("RGB", (7, 5), color).save(data, "png")
     data.seek(0)
     return data
 
@@ -44,7 +44,7 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, downloads):
         return {name: self._generate_examples(name, count) for name, count in self.splits.items()}
 
-class TinyColours(Tiny):
+class TinyColors(Tiny):
     splits = {"train": 6, "validation": 3, "test": 3, "extra": 3}
 
     def features(self):
@@ -54,7 +54,7 @@ class TinyColours(Tiny):
 
     def _generate_examples(self, split, count):
         for i in range(count):
-            yield i, {"image": png(COLOURS[i % 3]), "mask": np.zeros((5, 7, 1), np.uint8), "label": i % 3,
+            yield i, {"image": png(COLORS[i % 3]), "mask": np.zeros((5, 7, 1), np.uint8), "label": i % 3,
                       "warm": int(i % 3 == 0), "file_name": f"{split[:2]}_{i}.png"}
 
 class TinyTrainOnly(Tiny):
@@ -66,7 +66,7 @@ class TinyTrainOnly(Tiny):
 
     def _generate_examples(self, split, count):
         for i in range(count):
-            yield i, {"image": png(COLOURS[i % 3]), "label": i - 1, "file_name": "the same.png"}
+            yield i, {"image": png(COLORS[i % 3]), "label": i - 1, "file_name": "the same.png"}
 
 class TinyTexts(Tiny):
     splits = {"train": 1}
@@ -123,8 +123,8 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def test_prepares_and_reads_a_dataset_with_official_splits(tiny: pathlib.Path) -> None:
-    source = open_tfds("tiny_colours", data_dir=tiny)
-    assert source.spec == "tfds:tiny_colours" and source.classes == ("red", "green", "blue")
+    source = open_tfds("tiny_colors", data_dir=tiny)
+    assert source.spec == "tfds:tiny_colors" and source.classes == ("red", "green", "blue")
     assert list(source.names) == sorted(f"{s}_{i}.png" for s, n in (("tr", 6), ("va", 3), ("te", 3)) for i in range(n))
     assert source.labels.dtype == np.int32 and source.boxes is None and source.skipped == ()
     for split, prefix, count in (("train", "tr", 6), ("val", "va", 3), ("test", "te", 3)):
@@ -133,16 +133,16 @@ def test_prepares_and_reads_a_dataset_with_official_splits(tiny: pathlib.Path) -
         number = int(name[3])
         assert source.labels[i] == number % 3
         assert pixel(source.read(i)) == tuple(255 * (np.arange(3) == number % 3))
-    assert sorted(p.name.split(".")[-1][:12] for p in tiny.glob("tiny_colours/1.0.0/*-of-*")) == ["array_record"] * 4
+    assert sorted(p.name.split(".")[-1][:12] for p in tiny.glob("tiny_colors/1.0.0/*-of-*")) == ["array_record"] * 4
 
 
 def test_any_class_label_can_be_the_label(tiny: pathlib.Path) -> None:
-    source = open_tfds("tiny_colours:1.0.0", label="warm", data_dir=str(tiny))
+    source = open_tfds("tiny_colors:1.0.0", label="warm", data_dir=str(tiny))
     assert source.classes == ("no", "yes")
     assert [source.labels[source.names.index(f"tr_{i}.png")] for i in range(4)] == [1, 0, 0, 1]
     with pytest.raises(UserError) as error:
-        open_tfds("tiny_colours", label="colour", data_dir=tiny)
-    assert one_line(error) == "tfds:tiny_colours has no label 'colour'; it has label, warm"
+        open_tfds("tiny_colors", label="color", data_dir=tiny)
+    assert one_line(error) == "tfds:tiny_colors has no label 'color'; it has label, warm"
 
 
 def test_train_only_has_no_splits_and_unlabelled_examples_are_passed_over(
@@ -163,24 +163,24 @@ def test_train_only_has_no_splits_and_unlabelled_examples_are_passed_over(
 def test_tfrecord_files_are_read_as_they_are(tiny: pathlib.Path, tmp_path: pathlib.Path) -> None:
     import tensorflow_datasets as tfds
 
-    tfds.builder("tiny_colours", data_dir=tmp_path).download_and_prepare(file_format="tfrecord")
-    ours, usual = open_tfds("tiny_colours", data_dir=tmp_path), open_tfds("tiny_colours", data_dir=tiny)
+    tfds.builder("tiny_colors", data_dir=tmp_path).download_and_prepare(file_format="tfrecord")
+    ours, usual = open_tfds("tiny_colors", data_dir=tmp_path), open_tfds("tiny_colors", data_dir=tiny)
     assert ours.names == usual.names and np.array_equal(ours.labels, usual.labels)
     assert [ours.read(i) for i in range(len(ours))] == [usual.read(i) for i in range(len(usual))]
 
-    (shard,) = tmp_path.glob("tiny_colours/1.0.0/*-train.tfrecord-*")
+    (shard,) = tmp_path.glob("tiny_colors/1.0.0/*-train.tfrecord-*")
     os.truncate(shard, shard.stat().st_size - 9)
     with pytest.raises(UserError) as error:
-        open_tfds("tiny_colours", data_dir=tmp_path)
+        open_tfds("tiny_colors", data_dir=tmp_path)
     assert "cannot be read" in one_line(error) and "cut short" in one_line(error)
 
 
 def test_a_format_without_random_access_is_refused(tiny: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    open_tfds("tiny_colours", data_dir=tmp_path)
-    info = tmp_path / "tiny_colours" / "1.0.0" / "dataset_info.json"
+    open_tfds("tiny_colors", data_dir=tmp_path)
+    info = tmp_path / "tiny_colors" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"riegeli"'))
     with pytest.raises(UserError, match="as riegeli, which cannot be read by index; set TFDS_DATA_DIR"):
-        open_tfds("tiny_colours", data_dir=tmp_path)
+        open_tfds("tiny_colors", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -248,18 +248,18 @@ def test_a_full_disk_and_a_faster_process(
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", full)
     with pytest.raises(UserError, match=r"could not be: .*No space left on device"):
-        open_tfds("tiny_colours", data_dir=tmp_path)
+        open_tfds("tiny_colors", data_dir=tmp_path)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", late)
-    assert len(open_tfds("tiny_colours", data_dir=tmp_path)) == 12
+    assert len(open_tfds("tiny_colors", data_dir=tmp_path)) == 12
 
 
 def test_reading_needs_no_tensorflow_and_preparing_says_that_it_does(tiny: pathlib.Path) -> None:
-    open_tfds("tiny_colours", data_dir=tiny)
+    open_tfds("tiny_colors", data_dir=tiny)
     script = HIDE_TENSORFLOW + textwrap.dedent("""
         from tljax.data.tfds import open_tfds
         from tljax.core.errors import UserError
 
-        source = open_tfds("tiny_colours", data_dir=sys.argv[1])
+        source = open_tfds("tiny_colors", data_dir=sys.argv[1])
         assert len(source) == 12 and all(source.read(i)[1:4] == b"PNG" for i in range(12))
         for name in ("oxford_iiit_pet", "cats_vs_dogs"):
             try:

@@ -51,15 +51,15 @@ def make_data(count, soft=False):
 
 def make_feed(data, indices, batch_size, *, training, features=None, copies=0):
     def views(keys, images, sizes):
-        return colours(images)
+        return colors(images)
 
     return InputPipeline(
         data=data, indices=indices, batch_size=min(batch_size, len(indices)), training=training, copies=copies,
-        views=views, plain=views, normalize=colours, crop=CROP, seed=3, features=features,
+        views=views, plain=views, normalize=colors, crop=CROP, seed=3, features=features,
     )  # fmt: skip
 
 
-def colours(images):
+def colors(images):
     """The mean of each channel, `[B, 3]`, 0 to 1."""
     return jnp.asarray(images, jnp.float32).mean((1, 2)) / 255
 
@@ -98,10 +98,10 @@ def test_rows_reach_every_device_of_every_process_and_come_back_in_order(count, 
 
 @functools.cache
 def forward_on(devices, kept):
-    """A forward step that begins at the head, over kept features or mean colours, by number of devices."""
+    """A forward step that begins at the head, over kept features or mean colors, by number of devices."""
     step = make_forward_step(
         model=MODEL, plan=PLAN, start_stage="head", frozen_prefix_end="head",
-        inputs=lambda keys, batch: batch["feature"] if kept else colours(batch["image"]),
+        inputs=lambda keys, batch: batch["feature"] if kept else colors(batch["image"]),
     )  # fmt: skip
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), devices=jax.devices()[:devices])
 
@@ -121,7 +121,7 @@ def test_an_evaluation_is_that_of_all_images_at_once(count, batch_size, devices,
     if features is not None:
         x = features.values[np.argsort(features.images)][indices, view % 2]
     else:
-        x = np.stack([centre(made.pixels.image(i)).mean((0, 1)) / 255 for i in indices])
+        x = np.stack([center(made.pixels.image(i)).mean((0, 1)) / 255 for i in indices])
     expected = x @ KERNEL + BIAS
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     labels = made.source.labels[indices]
@@ -131,7 +131,7 @@ def test_an_evaluation_is_that_of_all_images_at_once(count, batch_size, devices,
     assert told.loss == pytest.approx(losses.mean(), rel=1e-4, abs=1e-5)
 
 
-def centre(picture):
+def center(picture):
     top, left = (round((side - CROP) / 2) for side in picture.shape[:2])
     return picture[top : top + CROP, left : left + CROP]
 

@@ -41,9 +41,9 @@ def test_saliency_is_how_fast_the_logit_changes_with_a_pixel(classifier, squares
     assert found.shape == x.shape[:3]
     for row, column in ((3, 5), (16, 16), (30, 2)):
         slopes = []
-        for colour in range(3):
+        for color in range(3):
             moved = np.zeros_like(x)
-            moved[:, row, column, colour] = step
+            moved[:, row, column, color] = step
             up, down = (
                 np.asarray(classifier.model.apply(classifier.variables, x + s * moved, ForwardContext()))
                 for s in (1, -1)

@@ -68,7 +68,7 @@ def test_every_part_is_there_as_a_picture_and_on_one_page_that_needs_nothing_bes
     pictures = {path.name for path in looked.glob("*.png")}
     assert pictures == {
         "filters.png", "confusion.png", "mistakes.png", "losses.png",
-        *(f"{part}-{i:02}.png" for part in ("explained", "neighbours") for i in (1, 2, 3)),
+        *(f"{part}-{i:02}.png" for part in ("explained", "neighbors") for i in (1, 2, 3)),
         *(f"maps-{name}-{when}.png" for name in ("stem", "layer1", "layer2") for when in ("before", "after")),
     }  # fmt: skip
     for name in pictures:
@@ -224,7 +224,7 @@ def test_where_the_images_went_is_said_and_the_rest_is_there(finished, photos, t
     page = (workdir / "look/index.html").read_text()
     assert "are left out" in page and "Most confident mistakes" in page
     assert look_command.main([str(workdir), "--source", f"folder:{photos}", "--pictures", "1", "--near", "1"]) == 0
-    assert (workdir / "look/neighbours-01.png").is_file()
+    assert (workdir / "look/neighbors-01.png").is_file()
 
 
 def test_a_source_that_is_not_the_runs_is_refused_and_nothing_written(finished, photos, tmp_path, capsys):
@@ -267,8 +267,8 @@ def test_a_spot_of_one_channel_leaves_the_others_their_contrast():
     maps[0, 0, 0] = 4000
     for signed, least in ((True, 150), (False, 200)):
         with Image.open(io.BytesIO(maps_picture(maps, signed=signed))) as image:
-            grey = np.asarray(image.convert("L"), int)
-        lower = grey[grey.shape[0] // 2 :, : grey.shape[1] // 2]  # a channel without the spot
+            gray = np.asarray(image.convert("L"), int)
+        lower = gray[gray.shape[0] // 2 :, : gray.shape[1] // 2]  # a channel without the spot
         stripes = lower[:, lower.shape[1] // 2]
         assert np.ptp(stripes[np.abs(stripes - 255) > 0]) > least
 

@@ -189,7 +189,7 @@ def test_dropout_depends_on_the_examples_key_alone(rate):
 
 
 @pytest.mark.parametrize("width", [1, 4, 8])
-def test_random_fields_are_uniform_and_independent_of_their_neighbours(width):
+def test_random_fields_are_uniform_and_independent_of_their_neighbors(width):
     fields = np.asarray(random_fields(jax.random.key(0), (40, 1001), width)).reshape(-1).astype(float)
     assert fields.min() == 0
     assert fields.max() == 2**width - 1

@@ -96,7 +96,7 @@ def test_whatever_becomes_of_a_file_a_checkpoint_is_what_was_written_or_told_and
 
 @pytest.mark.parametrize("name", ["run[1]", "back\\slash", "gs:/run", "a**b", "x.__lock", "\udcff", "run*", "é 🦉 "])
 def test_a_checkpoint_lies_in_a_folder_of_any_name(tmp_path, name):
-    """Some are patterns or addresses to Orbax, and a neighbour's files would do for a pattern."""
+    """Some are patterns or addresses to Orbax, and a neighbor's files would do for a pattern."""
     workdir = tmp_path / name
     for folder in (tmp_path / "run1", workdir):
         checkpoints = Checkpoints(folder)

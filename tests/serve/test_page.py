@@ -202,9 +202,9 @@ def test_the_camera_takes_a_photo_and_is_let_go(visit):
     assert page.locator("#live").is_hidden()
 
 
-@pytest.mark.parametrize("colours", ["light", "dark"])
-def test_at_a_phones_width_nothing_sticks_out_and_the_button_asks_its_camera(visit, photos, colours):
-    page = visit(PHONE, has_touch=True, is_mobile=True, color_scheme=colours, reduced_motion="reduce")
+@pytest.mark.parametrize("colors", ["light", "dark"])
+def test_at_a_phones_width_nothing_sticks_out_and_the_button_asks_its_camera(visit, photos, colors):
+    page = visit(PHONE, has_touch=True, is_mobile=True, color_scheme=colors, reduced_motion="reduce")
     with page.expect_file_chooser() as chooser:
         page.locator("#camera").tap()
     assert chooser.value.element.get_attribute("capture") == "environment"
@@ -216,7 +216,7 @@ def test_at_a_phones_width_nothing_sticks_out_and_the_button_asks_its_camera(vis
         assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
         assert box["height"] >= 24  # WCAG 2.2's target size
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (paper == "rgb(255, 255, 255)") == (colours == "light")
+    assert (paper == "rgb(255, 255, 255)") == (colors == "light")
 
 
 def test_the_description_is_a_page_without_errors(visit, url):

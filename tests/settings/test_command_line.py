@@ -52,7 +52,7 @@ def test_the_demo_is_the_default():
     "args,words",
     [
         (["--config.optimizer.lrr=1"], ["optimizer.lrr", "lr_decay, lr_groups", "did you mean lr"]),
-        (["--config.optimiser.lr=1"], ["optimiser", "did you mean optimizer"]),
+        (["--config.optimizer.lr=1"], ["optimizer", "did you mean optimizer"]),
         (["--config.seed.x=1"], ["seed is a value"]),
         (["--config.optimizer.lr=fast"], ["optimizer.lr=fast"]),
         (["--config.epochs=1.5"], ["epochs=1.5", "such as 10"]),

@@ -95,7 +95,7 @@ def test_rows_of_tables_are_complete(shared):
     counted = {"002-table8": 28, "003-table1": 16, "003-table4": 16, "000-table4": 10, "004-table2": 8}
     for name, expected in counted.items():
         cells = {tuple(sorted(c.published.items())) for c in STUDIES[name].cells if c.published}
-        rows = [c for c in STUDIES[name].cells if c.published and "after normalisation" not in c.name]
+        rows = [c for c in STUDIES[name].cells if c.published and "after normalization" not in c.name]
         assert len(rows) == expected, name
         assert cells
     text = next((shared / "seeds").glob("002_*.txt")).read_text()

@@ -59,7 +59,7 @@ def test_features_that_say_nothing_have_an_evidence():
 
 
 @pytest.mark.parametrize("width", [5, 60])
-def test_the_probe_is_the_penalised_optimum_also_of_more_features_than_images(width):
+def test_the_probe_is_the_penalized_optimum_also_of_more_features_than_images(width):
     """At the minimum what is wrong balances the penalty; a prediction does not depend on the coordinates."""
     rng = np.random.default_rng(0)
     features, labels = rng.normal(size=(30, width)), np.arange(30) % 3

@@ -1,4 +1,4 @@
-"""What reports do differently: the epoch that is tested, outputs nobody needs, normalisation, boxes."""
+"""What reports do differently: the epoch that is tested, outputs nobody needs, normalization, boxes."""
 
 import dataclasses
 
@@ -84,7 +84,7 @@ def test_a_head_with_more_outputs_than_classes(photos, tmp_path):
         single_run.run(tiny.make_config(photos, model__outputs=2), tmp_path / "few", console=QUIET)
 
 
-def test_normalising_by_the_training_images(photos, tmp_path):
+def test_normalizing_by_the_training_images(photos, tmp_path):
     config = tiny.make_config(photos, data__normalize="dataset", epochs=1)
     found = single_run.run(config, tmp_path / "run", console=QUIET)["preprocessing"]
     assert found["mean"] != [0.485, 0.456, 0.406]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tljax.core.errors import UserError
 from tljax.core.rng import AugmentStream, stream, streams
-from tljax.data.colour import Colour
+from tljax.data.color import Color
 from tljax.data.geometry import crop_map, flip_map, random_resized_box, rotate_map, sample
 from tljax.data.randaugment import RandAugment
 
@@ -30,9 +30,9 @@ class Augmentation:
       flip: mirrors left and right with probability one half.
       rotation: turns the whole picture, before the crop, by up to so many degrees either way; black comes in.
       turns: how many such angles are drawn; the picture is turned by their sum.
-      colour: what happens to its colours, after all geometry.
-      colour_last: after normalisation, where torchvision's colour transforms were not meant to be.
-      rand: operations of RandAugment on the view, before its colours.
+      color: what happens to its colors, after all geometry.
+      colour_last: after normalization, where torchvision's color transforms were not meant to be.
+      rand: operations of RandAugment on the view, before its colors.
     """
 
     size: int
@@ -42,14 +42,14 @@ class Augmentation:
     flip: bool = True
     rotation: float = 0.0
     turns: int = 1
-    colour: Colour = dataclasses.field(default_factory=Colour)
+    color: Color = dataclasses.field(default_factory=Color)
     colour_last: bool = False
     rand: RandAugment = dataclasses.field(default_factory=RandAugment)
 
     @property
     def random(self) -> bool:
         """Whether two views of a picture can differ."""
-        return self.crop != "center" or self.flip or self.rotation > 0 or self.colour.random or self.rand.operations > 0
+        return self.crop != "center" or self.flip or self.rotation > 0 or self.color.random or self.rand.operations > 0
 
     def __post_init__(self):
         if self.crop not in ("random_resized", "random", "center"):
@@ -101,26 +101,26 @@ def make_augment(augmentation: Augmentation) -> Callable[[jax.Array, jax.Array, 
 def make_views(
     augmentation: Augmentation, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """`views(keys [B], images uint8 [B, H, W, 3], sizes [B, 2])`: what the network sees, float32, normalised."""
-    geometry, normalize, colour = make_augment(augmentation), make_normalize(mean, std), augmentation.colour
+    """`views(keys [B], images uint8 [B, H, W, 3], sizes [B, 2])`: what the network sees, float32, normalized."""
+    geometry, normalize, color = make_augment(augmentation), make_normalize(mean, std), augmentation.color
 
     def change(keys: jax.Array, x: jax.Array) -> jax.Array:
-        return jax.vmap(colour)(streams(keys, AugmentStream.COLOR), x)
+        return jax.vmap(color)(streams(keys, AugmentStream.COLOR), x)
 
     def views(keys: jax.Array, images: jax.Array, sizes: jax.Array) -> jax.Array:
         x = geometry(keys, images, sizes)
         if augmentation.rand.operations:
             x = jax.vmap(augmentation.rand)(streams(keys, AugmentStream.RAND_AUGMENT), x)
-        if colour.changes and not augmentation.colour_last:
+        if color.changes and not augmentation.colour_last:
             x = 255 * change(keys, x / 255)
         x = normalize(x)
-        return change(keys, x) if colour.changes and augmentation.colour_last else x
+        return change(keys, x) if color.changes and augmentation.colour_last else x
 
     return views
 
 
 def make_normalize(mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], jax.Array]:
     """`normalize(images [B, H, W, 3], 0 to 255)`: to 0 to 1, then minus `mean`, over `std`, per channel."""
-    centre = jnp.asarray(mean, jnp.float32)[None, None, None, :]
+    center = jnp.asarray(mean, jnp.float32)[None, None, None, :]
     spread = jnp.asarray(std, jnp.float32)[None, None, None, :]
-    return lambda images: (images.astype(jnp.float32) / 255 - centre) / spread
+    return lambda images: (images.astype(jnp.float32) / 255 - center) / spread

@@ -130,7 +130,7 @@ def largest(data: bytes | np.ndarray | Image.Image, *, max_pixels: int = 100_000
 def may_be_wide(head: bytes) -> bool:
     """Whether a file that begins so, with 32 bytes, can have values of more than 8 bits that are kept."""
     if head.startswith(b"\x89PNG"):
-        return head[24:26] == b"\x10\x00"  # 16 bits, gray; of 16-bit colours Pillow keeps the upper 8
+        return head[24:26] == b"\x10\x00"  # 16 bits, gray; of 16-bit colors Pillow keeps the upper 8
     return not head.startswith((b"\xff\xd8", b"GIF8", b"BM", b"RIFF"))
 
 

@@ -37,12 +37,12 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]
 
 @dataclasses.dataclass(frozen=True)
 class Prints:
-    """What images are recognised by, by their index in the source.
+    """What images are recognized by, by their index in the source.
 
     Attributes:
       digests: of decoded pixels: a picture that was saved again without loss, or with other metadata, is the same;
         bytes `[N]`.
-      waves: the lowest frequencies of the picture as 32 x 32 grey, of length 1; zeros where it has no contrast; float32
+      waves: the lowest frequencies of the picture as 32 x 32 gray, of length 1; zeros where it has no contrast; float32
         `[N, 63]`.
       mirrored: those of the mirrored picture.
       pixels: what they are of.
@@ -73,8 +73,8 @@ def prints_of(pixels: Pixels) -> Prints:
             digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
             digest.update(image.data)
             digests[index] = digest.digest()
-            grey = Image.fromarray(image).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-            waves[index] = _BASIS @ np.asarray(grey, np.float32) @ _BASIS.T
+            gray = Image.fromarray(image).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+            waves[index] = _BASIS @ np.asarray(gray, np.float32) @ _BASIS.T
         turned = waves * np.where(np.arange(_KEPT) % 2, -1, 1).astype(np.float32)
         return Prints(digests, _of_length_1(waves), _of_length_1(turned), pixels)
 
@@ -84,7 +84,7 @@ def prints_of(pixels: Pixels) -> Prints:
 def _of_length_1(waves: np.ndarray) -> np.ndarray:
     waves = waves.reshape(-1, _KEPT**2)[:, 1:]
     length = np.linalg.norm(waves, axis=1, keepdims=True)
-    return np.where(length > _SIDE / 4, waves / np.maximum(length, 1), 0)  # a contrast of a quarter of a grey level
+    return np.where(length > _SIDE / 4, waves / np.maximum(length, 1), 0)  # a contrast of a quarter of a gray level
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Geometry of pictures: maps from output pixels to a stored picture, and sampling by them.
 
-Pixel centres lie at whole numbers; a map is float32 `[2, 3]` and takes `(y, x, 1)` of the output to `(y, x)` of the
+Pixel centers lie at whole numbers; a map is float32 `[2, 3]` and takes `(y, x, 1)` of the output to `(y, x)` of the
 picture.
 """
 
@@ -63,13 +63,13 @@ def flip_map(affine: jax.Array, flip: jax.Array, size: int) -> jax.Array:
 
 
 def rotate_map(affine: jax.Array, degrees: jax.Array, size: jax.Array) -> jax.Array:
-    """`affine` over a picture turned counter-clockwise about its centre; `size` is its height and width `[2]`."""
+    """`affine` over a picture turned counter-clockwise about its center; `size` is its height and width `[2]`."""
     radians = jnp.deg2rad(degrees)
     cos, sin = jnp.cos(radians), jnp.sin(radians)
     turn = jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])])  # of (y, x), the y axis pointing down
-    centre = (size.astype(jnp.float32) - 1) / 2
-    shift = affine[:, 2] - centre
-    return jnp.concatenate([turn @ affine[:, :2], (turn @ shift + centre)[:, None]], axis=1)
+    center = (size.astype(jnp.float32) - 1) / 2
+    shift = affine[:, 2] - center
+    return jnp.concatenate([turn @ affine[:, :2], (turn @ shift + center)[:, None]], axis=1)
 
 
 def sample(image: jax.Array, size: jax.Array, affine: jax.Array, out: int | tuple[int, int]) -> jax.Array:
@@ -82,7 +82,7 @@ def sample(image: jax.Array, size: jax.Array, affine: jax.Array, out: int | tupl
       out: side of the output, or its height and width.
 
     Returns:
-      float32 `[height, width, 3]`, 0 to 255; edge pixels reach half a pixel beyond their centres, black follows.
+      float32 `[height, width, 3]`, 0 to 255; edge pixels reach half a pixel beyond their centers, black follows.
     """
     sides = (out, out) if isinstance(out, int) else out
     ys, xs = jnp.meshgrid(*(jnp.arange(side, dtype=jnp.float32) for side in sides), indexing="ij")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.core.errors import UserError
-from tljax.data.colour import luminance
+from tljax.data.color import luminance
 from tljax.data.geometry import rotate_map, sample
 
 STRONGEST = 30  # magnitudes are 0 to 30, torchvision's 31 bins
@@ -51,10 +51,10 @@ class RandAugment:
 
 def operate(which: jax.Array | int, strength: jax.Array | float, x: jax.Array) -> jax.Array:
     """One operation, by its place in `OPERATIONS`; `strength` is -1 to 1, its sign counts where there are two ways."""
-    # All five moves are one map, so that pictures of a batch that differ in theirs are sampled once. Colours are
+    # All five moves are one map, so that pictures of a batch that differ in theirs are sampled once. Colors are
     # branches: over a batch each is computed for all.
     x = _moved(which, strength, x)
-    colours: list[Callable[[jax.Array], jax.Array]] = [
+    colors: list[Callable[[jax.Array], jax.Array]] = [
         lambda x: x,
         lambda x: _blend(x, jnp.zeros(()), 1 + 0.9 * strength),
         lambda x: _blend(x, jnp.floor(luminance(x)), 1 + 0.9 * strength),
@@ -66,12 +66,12 @@ def operate(which: jax.Array | int, strength: jax.Array | float, x: jax.Array) -
         equalize,
     ]
     first = OPERATIONS.index("Brightness")
-    branches = [lambda x, change=change: change(x).astype(x.dtype) for change in colours]
+    branches = [lambda x, change=change: change(x).astype(x.dtype) for change in colors]
     return jax.lax.switch(jnp.maximum(jnp.asarray(which) - first + 1, 0), branches, x)
 
 
 def _moved(which: jax.Array | int, strength: jax.Array | float, x: jax.Array) -> jax.Array:
-    """Shears are about the upper left corner, turns about the centre."""
+    """Shears are about the upper left corner, turns about the center."""
     size = jnp.asarray(x.shape[:2], jnp.int32)
     keep = jnp.array([[1.0, 0, 0], [0, 1, 0]])
 

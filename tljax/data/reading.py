@@ -5,7 +5,7 @@
 This file needs Pillow and NumPy alone: an export has a copy of it beside the network.
 
 * EXIF orientation is applied.
-* Transparent parts become white: alpha is composited on white, a colour key or a palette's transparent entry likewise.
+* Transparent parts become white: alpha is composited on white, a color key or a palette's transparent entry likewise.
 * Palettes, CMYK, YCbCr and black-and-white become RGB as Pillow converts them; ICC profiles are not looked at.
 * Gray becomes RGB with three equal channels. Values of more than 8 bits are scaled so that `white` becomes 255, and
   cut there; `white` is 2^n - 1 for data of n bits, whatever the files could hold.
@@ -178,13 +178,13 @@ def fit(image: Image.Image, short_side: int, max_aspect: float = MAX_ASPECT) -> 
 
 
 def put_central_square(image: np.ndarray, target: np.ndarray) -> None:
-    """Puts the centre of a picture `[H, W, 3]` into a square of zeros, as torchvision's `CenterCrop` does."""
+    """Puts the center of a picture `[H, W, 3]` into a square of zeros, as torchvision's `CenterCrop` does."""
     crop = len(target)
-    (top, into_top, height), (left, into_left, width) = (_centre(side, crop) for side in image.shape[:2])
+    (top, into_top, height), (left, into_left, width) = (_center(side, crop) for side in image.shape[:2])
     target[into_top : into_top + height, into_left : into_left + width] = image[top : top + height, left : left + width]
 
 
-def _centre(side: int, crop: int) -> tuple[int, int, int]:
+def _center(side: int, crop: int) -> tuple[int, int, int]:
     """(first pixel taken, where it is put, how many), with torchvision's rounding: half to even, smaller pad first."""
     if side < crop:
         return 0, (crop - side) // 2, side

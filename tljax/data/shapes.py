@@ -1,4 +1,4 @@
-"""Procedural tasks: tell apart outlines, whatever their colour, place, size, turn, light and clutter.
+"""Procedural tasks: tell apart outlines, whatever their color, place, size, turn, light and clutter.
 
 They need no download, so the demo and the tests train on them; they are made hard enough that no method is perfect.
 """
@@ -84,7 +84,7 @@ def _inside(outline: np.ndarray, rng: np.random.Generator, *, scale: tuple[float
 
 
 def _texture(rng: np.random.Generator) -> np.ndarray:
-    """Two colours mixed by stripes or blotches, `[SIDE, SIDE, 3]`, 0 to 1."""
+    """Two colors mixed by stripes or blotches, `[SIDE, SIDE, 3]`, 0 to 1."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     frequency, turn, phase = rng.uniform(2, 12), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi, 2)
     wave = np.sin(2 * np.pi * frequency * (x * np.cos(turn) + y * np.sin(turn)) + phase[0])

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the colours of a set of images, in one pass."""
+"""Mean and standard deviation of the colors of a set of images, in one pass."""
 
 import numpy as np
 

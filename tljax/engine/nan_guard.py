@@ -33,8 +33,8 @@ def skip_nonfinite_updates(step: Callable[..., Any], plan: Plan, *, alone: bool,
 
     Returns:
       A step like it. A batch has `number` besides `[]`, of the step, from 0 since the run began. Metrics have
-      `all_finite`, a bool, or `[members]`: whether loss, gradient and what trains are finite after the step; and `updated`, whether
-      the parameters of each trained group are.
+      `all_finite`, a bool, or `[members]`: whether loss, gradient and what trains are finite after the step; and
+      `updated`, whether the parameters of each trained group are.
     """
     axes = 0 if alone else 1
 

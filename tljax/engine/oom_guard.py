@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from tljax.core.errors import UserError
-from tljax.data.pixels import available_memory
+from tljax.core.host_memory import available_memory
 
 MARGIN = 0.9  # of what is free: what a step takes is counted, what its allocator loses is not
 

@@ -44,7 +44,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         "classes": list(classifier.classes),
         "input": f"upright RGB, transparent parts white, shorter side resized to {how.resize} (bilinear, antialiased), "
         f"{how.crop} x {how.crop} cut from the middle, uint8 [batch, {how.crop}, {how.crop}, 3]; stablehlo and onnx "
-        "normalise by themselves",
+        "normalize by themselves",
         "preprocessing": {
             "resize": how.resize, "crop": how.crop, "mean": list(how.mean), "std": list(how.std),
             "white": how.white, "float_white": how.float_white,

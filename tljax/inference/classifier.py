@@ -34,7 +34,7 @@ class Classifier:
       model: the network.
       variables: `{'params': ..., 'batch_stats': ...}`.
       classes: names in the order of the outputs; of a head with more outputs than classes the others are `output N`.
-      preprocessing: how pictures are resized, cut and normalised.
+      preprocessing: how pictures are resized, cut and normalized.
       fitted: the temperature that validation's logits gave, on how many images, or why it is 1 (`raw`); as in
         result.json under `scaled`.
       result: what the run's result.json holds.

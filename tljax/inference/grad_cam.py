@@ -51,8 +51,8 @@ def make_grad_cam(classifier: Classifier, stage: str | None = None) -> Explain:
 def make_saliency(classifier: Classifier) -> Explain:
     """Makes `(squares, classes) -> (logits, saliency)`, as `make_grad_cam` does.
 
-    The gradient of the class's logit by each pixel, the largest size over the colours (Simonyan et al. 2013): float32
-    `[B, crop, crop]`, in logits by unit of the normalised pixel.
+    The gradient of the class's logit by each pixel, the largest size over the colors (Simonyan et al. 2013): float32
+    `[B, crop, crop]`, in logits by unit of the normalized pixel.
     """
 
     def run(variables: Any, x: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -245,21 +245,21 @@ class _Look:
         one = np.concatenate([features(part)[:k] for part, k in _padded(np.stack([a.square for a in asked]))])
         order, cosines = nearest(one, np.concatenate(found), self.options.near)
         for i, (mine, close) in enumerate(zip(order, cosines, strict=True)):
-            neighbours, shown = [], [Captioned(asked[i].square, ("the picture", *told[i]["lines"]))]
+            neighbors, shown = [], [Captioned(asked[i].square, ("the picture", *told[i]["lines"]))]
             for k, cosine in zip(mine, close, strict=True):
                 index = rows[k]
                 label, made_up = self.images.label(index)
                 name, square = listed.source.names[index], self.square(listed.source.names[index])
                 lines = (f"{self.called(label)}{' (pseudo-label)' if made_up else ''}", f"cosine {cosine:.3f}")
-                neighbours.append({
+                neighbors.append({
                     "name": name, "label": self.called(label), "cosine": float(cosine), "lines": lines,
                     "picture": square is not None and jpeg_address(square, quality=75),
                 })  # fmt: skip
                 if square is not None:
                     shown.append(Captioned(square, lines))
             data = gallery_picture(shown, title=f"{asked[i].name}: nearest training images")
-            write_whole(self.folder / f"neighbours-{i + 1:02}.png", data)
-            told[i]["near"] = neighbours
+            write_whole(self.folder / f"neighbors-{i + 1:02}.png", data)
+            told[i]["near"] = neighbors
         whole = len(listed.splits["train"])
         drawn = (
             f"{len(rows):,} training images" if len(rows) == whole else f"{len(rows):,} of {whole:,} training images"

@@ -57,10 +57,10 @@ def wilson_interval(correct: int, seen: int, *, z: float = 1.959963984540054) ->
     if seen == 0:
         return 0.0, 1.0
     p, n = correct / seen, seen
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # Rounded, an end could pass the proportion itself, which at 0 and at 1 it equals.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))
 
 
 def chose_epoch(result: Mapping[str, Any]) -> bool:

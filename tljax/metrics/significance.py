@@ -159,7 +159,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
       second: the same of another row, of as many images; the numbers of seeds may differ.
 
     Returns:
-      With one seed each, McNemar's exact test. With several, its generalisation: the sign of each image's difference
+      With one seed each, McNemar's exact test. With several, its generalization: the sign of each image's difference
       between the rows' numbers of right answers is as good as a coin's. It speaks about these networks and other
       images of this kind; for what other seeds would give see `Difference`.
     """

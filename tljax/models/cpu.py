@@ -17,7 +17,7 @@ Sides = tuple[tuple[int, int], tuple[int, int]]
 def windows(x: jax.Array, window: int, stride: int, sides: Sides) -> list[jax.Array]:
     """The `window ** 2` strided slices of `[B, H, W, C]` that a pooling compares, row by row, -inf around."""
     lowest = jnp.array(-jnp.inf, x.dtype)
-    # The barrier keeps the padding out of the loops that read it nine times: bounds checks would stop vectorisation.
+    # The barrier keeps the padding out of the loops that read it nine times: bounds checks would stop vectorization.
     x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), *sides, (0, 0)), constant_values=lowest))
     height, width = ((size - window) // stride * stride + 1 for size in x.shape[1:3])
     return [x[:, i : i + height : stride, j : j + width : stride] for i in range(window) for j in range(window)]

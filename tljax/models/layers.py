@@ -48,7 +48,7 @@ class BatchNormMode:
     """The three switches of a batch norm.
 
     Attributes:
-      use_batch: normalise with the statistics of the batch, else with the running ones.
+      use_batch: normalize with the statistics of the batch, else with the running ones.
       update: move the running statistics towards those of the batch.
       train_affine: scale and bias are trained. The optimizer acts on this one; the layer itself does not.
     """
@@ -159,7 +159,7 @@ def parameter_dtype(dtype: Any) -> Any:
 class BatchNorm(nn.Module):
     """Batch norm with torch's statistics and three separate switches.
 
-    The variance that normalises is biased, the one that enters the running variance unbiased (`n / (n - 1)`), as in
+    The variance that normalizes is biased, the one that enters the running variance unbiased (`n / (n - 1)`), as in
     torch. Statistics are taken in two passes, over real examples only, in float32 or better.
 
     Attributes:

@@ -73,7 +73,7 @@ class Network(nn.Module):
         """Runs the stages from `start_stage` to just before `stop_stage`.
 
         Args:
-          x: images `[B, H, W, 3]`, normalised; or, with `start_stage`, what the stage before it gave.
+          x: images `[B, H, W, 3]`, normalized; or, with `start_stage`, what the stage before it gave.
           forward: batch-norm modes, mask, keys.
           start_stage: the first stage to run; None for the first of all.
           stop_stage: the first stage not to run; None runs all.

@@ -59,8 +59,8 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str], *, title: str)
     shown = ax.imshow(shares, vmin=0, vmax=100, cmap="Blues")
     for (row, column), value in np.ndenumerate(counts):
         if value or not small:
-            colour = "white" if shares[row, column] > 55 else "black" if value else "0.6"
-            ax.text(column, row, f"{value}", ha="center", va="center", fontsize=7 if small else 10, color=colour)
+            color = "white" if shares[row, column] > 55 else "black" if value else "0.6"
+            ax.text(column, row, f"{value}", ha="center", va="center", fontsize=7 if small else 10, color=color)
     size, names = 7.5 if small else 10, [plain(short(name)) for name in classes]
     ax.set_xticks(range(count), names, rotation=90 if small else 35, ha="center" if small else "right", fontsize=size,
                   rotation_mode="default" if small else "anchor")  # fmt: skip
@@ -103,12 +103,12 @@ def reason_picture(reason: Reason, *, title: str) -> bytes:
     axes[0].set_title("what the network saw", fontsize=9)
     _bar(figure, axes[0], ScalarMappable(), " ").ax.set_visible(False)  # keeps its room, so that pictures line up
     ramp = np.linspace(0, 1, 256, dtype=np.float32)[None]
-    colours = ListedColormap(heat_over(np.full((1, 256, 3), 255, np.uint8), ramp)[0] / 255)
+    colors = ListedColormap(heat_over(np.full((1, 256, 3), 255, np.uint8), ramp)[0] / 255)
     for ax, (words, heat) in zip(axes[1:], heats, strict=False):
         largest = float(heat.max())
         ax.imshow(heat_over(reason.square, heat), interpolation="nearest")
         ax.set_title(plain(f"Grad-CAM for {short(words)}"), fontsize=9)
-        scale = ScalarMappable(Normalize(0, largest or 1), colours)
+        scale = ScalarMappable(Normalize(0, largest or 1), colors)
         words = "logits (on white)" if largest else "nothing speaks for it"
         _bar(figure, ax, scale, words)
     largest = float(np.percentile(reason.saliency, 99)) or 1.0

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 
 def filters_picture(kernel: np.ndarray) -> bytes:
-    """The filters of a first layer as colour pictures, a PNG.
+    """The filters of a first layer as color pictures, a PNG.
 
-    All share one scale: grey is zero, black and full colour the largest weight of all, so strong filters look strong.
+    All share one scale: gray is zero, black and full color the largest weight of all, so strong filters look strong.
 
     Args:
       kernel: `[H, W, 3, filters]`.
@@ -26,7 +26,7 @@ def filters_picture(kernel: np.ndarray) -> bytes:
         ax.axis("off")
     for ax, one in zip(axes, np.moveaxis(kernel, -1, 0), strict=False):
         ax.imshow(0.5 + one / (2 * largest), vmin=0, vmax=1, interpolation="nearest")
-    figure.suptitle(f"{count} filters of {kernel.shape[0]} x {kernel.shape[1]}; grey is 0, full scale {largest:.3g}",
+    figure.suptitle(f"{count} filters of {kernel.shape[0]} x {kernel.shape[1]}; gray is 0, full scale {largest:.3g}",
                     fontsize=9)  # fmt: skip
     return png(figure)
 
@@ -35,7 +35,7 @@ def maps_picture(maps: np.ndarray, *, signed: bool, channels: Sequence[int] | No
     """Channels of a layer's output over one image, with the scale that they share, a PNG.
 
     The scale ends at the 99th percentile of all values without their sign, so that a spot of one channel, such as what
-    padding makes at a border, does not turn the others grey.
+    padding makes at a border, does not turn the others gray.
 
     Args:
       maps: `[h, w, channels]`.
@@ -56,9 +56,9 @@ def maps_picture(maps: np.ndarray, *, signed: bool, channels: Sequence[int] | No
     for i, ax in enumerate(axes.reshape(-1)):
         ax.axis("off")
         if i < count:
-            # Both scales rise in lightness throughout, so they hold in grey print and for the colour-blind.
-            low, colours = (-largest, "cividis") if signed else (0.0, "magma")
-            shown = ax.imshow(maps[..., i], vmin=low, vmax=largest, cmap=colours, interpolation="nearest")
+            # Both scales rise in lightness throughout, so they hold in gray print and for the color-blind.
+            low, colors = (-largest, "cividis") if signed else (0.0, "magma")
+            shown = ax.imshow(maps[..., i], vmin=low, vmax=largest, cmap=colors, interpolation="nearest")
             ax.set_title(str(i if channels is None else channels[i]), fontsize=8, pad=2)
     if shown is not None:
         words = f"output, top 1%\ncut, up to {most:.4g}" if largest < most else "output"

@@ -52,12 +52,12 @@ def curves(history: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> Fig
     cramped = min(map(len, rounds)) < 0.15 * len(history)  # words side by side would run into each other
     for ax, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         scale = 100 if name == "accuracy" else 1
-        for split, colour in (("train", "#4477aa"), ("val", "#cc6677")):
+        for split, color in (("train", "#4477aa"), ("val", "#cc6677")):
             label = {"train": "training (augmented)", "val": "validation"}[split]
             for rows in rounds:
                 if rows[0][f"{split}_{name}"] is not None:
                     values = [scale * row[f"{split}_{name}"] for row in rows]
-                    ax.plot([row["epoch"] for row in rows], values, "o-", color=colour, markersize=3.5, label=label)
+                    ax.plot([row["epoch"] for row in rows], values, "o-", color=color, markersize=3.5, label=label)
                     label = None
         if best["val_accuracy"] is not None:
             words = f"best epoch of {_network(best)}" if "round" in best else "best epoch"
@@ -124,12 +124,12 @@ def heat_over(square: np.ndarray, heat: np.ndarray, *, strength: float = 0.75) -
 
     Args:
       square: uint8 `[S, S, 3]`.
-      heat: `[h, w]`, enlarged smoothly to the picture; its largest value is the full colour.
-      strength: how much of the picture the full colour covers, 0 to 1.
+      heat: `[h, w]`, enlarged smoothly to the picture; its largest value is the full color.
+      strength: how much of the picture the full color covers, 0 to 1.
     """
     side = square.shape[:2]
     share = np.asarray(heat, np.float32) / (heat.max() or 1)
     share = np.asarray(Image.fromarray(share).resize(side[::-1], Image.Resampling.BICUBIC)).clip(0, 1)
-    colours = 255 * colormaps["YlOrRd"](share)[..., :3]
+    colors = 255 * colormaps["YlOrRd"](share)[..., :3]
     cover = strength * share[..., None]
-    return np.round((1 - cover) * square + cover * colours).astype(np.uint8)
+    return np.round((1 - cover) * square + cover * colors).astype(np.uint8)

@@ -13,7 +13,7 @@ from tljax.inference.grad_cam import BEST, make_grad_cam
 from tljax.report.html import png_address
 from tljax.report.plots import heat_over
 
-STRENGTH = 0.85  # of the full colour; the page's slider takes it back
+STRENGTH = 0.85  # of the full color; the page's slider takes it back
 
 
 class Busy(Exception):

@@ -112,13 +112,13 @@ def get_config() -> ml_collections.ConfigDict:
     augment.brightness = 0.0  # factors from 1 - x to 1 + x, as torchvision's ColorJitter
     augment.contrast = 0.0
     augment.saturation = 0.0
-    augment.hue = 0.0  # a shift of up to so much of the circle of colours, 0 to 0.5
-    augment.grey = 0.0  # probability of losing colour
+    augment.hue = 0.0  # a shift of up to so much of the circle of colors, 0 to 0.5
+    augment.grey = 0.0  # probability of losing color
     augment.invert = 0.0  # probability of becoming a negative
     augment.blur = 0  # side of a Gaussian kernel in pixels, odd; its deviation is drawn from 0.1 to 2; 0: none
     augment.rand_ops = 0  # RandAugment: so many operations on each view, drawn from torchvision's fourteen
     augment.rand_magnitude = 9.0  # how strong they are, 0 to 30
-    augment.colour_last = False  # colours after normalisation, cut to 0 to 1 there: a mistake that studies reproduce
+    augment.colour_last = False  # colors after normalization, cut to 0 to 1 there: a mistake that studies reproduce
 
     config.cache = cache = ml_collections.ConfigDict()
     cache.features = "auto"  # what a prefix that never changes puts out: auto (computed once where that is exact), off

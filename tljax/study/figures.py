@@ -1,4 +1,4 @@
-"""The pictures of a study's page, as SVG text that takes the page's own colour for its lines and words."""
+"""The pictures of a study's page, as SVG text that takes the page's own color for its lines and words."""
 
 import io
 import re
@@ -18,7 +18,7 @@ from tljax.report.plots import plain
 from tljax.study.results import Row, measure
 from tljax.study.study import Study
 
-INK = "#010203"  # replaced by the page's colour
+INK = "#010203"  # replaced by the page's color
 OURS, THEIRS = "#3b82c4", "#c2603d"  # readable on white and on black
 LINES = ("#3b82c4", "#c2603d", "#4d9a5b", "#9a6cc0", "#b58a2a", "#c4588f", "#4fa3a8", "#7d7d7d", "#8a6d4f", "#6b7fd6")
 STYLE: Any = {
@@ -58,9 +58,9 @@ def rows_picture(study: Study, rows: Sequence[Row]) -> str | None:
         return svg(figure)
 
 
-def _bar(ax: Any, y: float, value: float, ends: tuple[float, float], colour: str, marker: str, label: str) -> None:
-    ax.plot([100 * end for end in ends], [y, y], color=colour, linewidth=2)
-    ax.plot(100 * value, y, marker, color=colour, markersize=5, label=label)
+def _bar(ax: Any, y: float, value: float, ends: tuple[float, float], color: str, marker: str, label: str) -> None:
+    ax.plot([100 * end for end in ends], [y, y], color=color, linewidth=2)
+    ax.plot(100 * value, y, marker, color=color, markersize=5, label=label)
 
 
 def moving_mean(values: Sequence[float], window: int) -> np.ndarray:
@@ -85,12 +85,12 @@ def curves_picture(tried: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], *, 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, max(2.8, 0.5 + 0.19 * len(histories))), layout="constrained")
         ax = figure.subplots()
-        for (words, values), colour in zip(histories, LINES * 9, strict=False):
+        for (words, values), color in zip(histories, LINES * 9, strict=False):
             epochs = np.arange(1, len(values) + 1)
             if smooth > 1:
-                ax.plot(epochs, 100 * np.asarray(values), color=colour, linewidth=0.6, alpha=0.5)
+                ax.plot(epochs, 100 * np.asarray(values), color=color, linewidth=0.6, alpha=0.5)
             style, means = "o-" if len(values) < 8 else "-", 100 * moving_mean(values, smooth)
-            ax.plot(epochs, means, style, color=colour, markersize=3, linewidth=1.4, label=words)
+            ax.plot(epochs, means, style, color=color, markersize=3, linewidth=1.4, label=words)
         ax.set_xlabel("epoch")
         ax.set_ylabel("validation accuracy (%)" + (f", moving mean of {smooth}" if smooth > 1 else ""))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -123,7 +123,7 @@ def confusion_picture(confusion: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an element of a page: no prologue, no fixed size, the page's colour and fonts."""
+    """The figure as an element of a page: no prologue, no fixed size, the page's color and fonts."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     found = text.getvalue()

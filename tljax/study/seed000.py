@@ -25,7 +25,7 @@ TEST_SIZE = 736  # the smallest number of which the percentages of its Tables 2 
 DIFFERENCES = (
     "batch size 32, where the report names none",
     "split by class; the report does not say how it drew its 70/20/10",
-    "frozen layers are left in PyTorch's train() mode, its default: they normalise by the batch and update their "
+    "frozen layers are left in PyTorch's train() mode, its default: they normalize by the batch and update their "
     "statistics",
 )
 

@@ -29,7 +29,7 @@ NEEDS = ("PACS cartoon as a folder per class (pacs-cartoon)", "ImageNet weights 
 DIFFERENCES = (
     "batch size 32 and SGD without momentum, where the report names none",
     "pictures (227 pixels) are resized to a short side of 256 and cut to the central 224",
-    "normalised by mean and deviation of the training images, as in the report's section II",
+    "normalized by mean and deviation of the training images, as in the report's section II",
     "shares are taken class by class and rounded down: few-shot trains on 192 images, validates on 44; a fifth "
     "of all 236 would be 47",
     "two printed percentages of the test on all data (60.60, 80.50) are of no whole number of 236 images",
@@ -149,11 +149,11 @@ def _table_8() -> Study:
         if name.startswith("ColorJitter"):
             cells.append(
                 Cell(
-                    f"{name}, after normalisation",
+                    f"{name}, after normalization",
                     {**settings, "augment.colour_last": True},
                     {"optimizer.lr": RATES},
                     differences=(
-                        "colours changed where they were normalised already, and cut to 0 to 1 there, while test "
+                        "colors changed where they were normalized already, and cut to 0 to 1 there, while test "
                         f"images are not: does this reproduce the report's fall to {test}?",
                     ),
                 )
@@ -180,9 +180,9 @@ def _table_8() -> Study:
                 best,
                 tuple(cell.name for cell in cells if cell.name != best),
             ),
-            Claim("greyscale degrades", "None", ("Greyscale()",)),
+            Claim("grayscale degrades", "None", ("Greyscale()",)),
             Claim(
-                "random inversion, of the colour transformations, does not degrade",
+                "random inversion, of the color transformations, does not degrade",
                 "RandomInvert(p=0.5)",
                 ("None",),
                 alike=True,
@@ -194,7 +194,7 @@ def _table_8() -> Study:
             ),
             Claim("a horizontal flip by itself improves on no augmentation", "RandomHorizontalFlip(p=0.5)", ("None",)),
             *(
-                Claim("colour transformations lead to a noticeable degradation", "None", (cell.name,))
+                Claim("color transformations lead to a noticeable degradation", "None", (cell.name,))
                 for cell in cells
                 if cell.name.startswith("ColorJitter")
             ),

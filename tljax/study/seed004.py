@@ -107,7 +107,7 @@ STUDIES = (
                 "validation",
             ),
             Claim(
-                "the best performing models re-initialise the last two convolutions and the output",
+                "the best performing models re-initialize the last two convolutions and the output",
                 "2-last-conv2d & output, trainable",
                 tuple(cell.name for cell in TRANSFERRED if cell.name != "2-last-conv2d & output, trainable"),
                 "validation",

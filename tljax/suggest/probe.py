@@ -102,7 +102,7 @@ def held_out(features: np.ndarray, labels: np.ndarray, others: np.ndarray, *, st
 
 def standardised(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both with the training part's mean and deviation, float64; of more features than images, the coordinates in the
-    space that the training part spans: the penalised solution lies in it (the representer theorem)."""
+    space that the training part spans: the penalized solution lies in it (the representer theorem)."""
     train, held = train.astype(np.float64), held.astype(np.float64)
     mean, deviation = train.mean(0), train.std(0)
     deviation[deviation < 1e-8 * max(deviation.max(), 1e-30)] = np.inf
@@ -114,7 +114,7 @@ def standardised(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def fit(features: np.ndarray, labels: np.ndarray, classes: int, strength: float, *, start: np.ndarray) -> np.ndarray:
-    """Minimises mean cross-entropy + strength / 2 |W|^2, a convex function, by L-BFGS; biases are free.
+    """Minimizes mean cross-entropy + strength / 2 |W|^2, a convex function, by L-BFGS; biases are free.
 
     Returns:
       `[D + 1, classes]`, the last row the biases.

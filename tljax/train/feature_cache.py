@@ -17,9 +17,9 @@ from flax import traverse_util
 from rich.console import Console
 
 from tljax.core.errors import UserError
+from tljax.core.host_memory import available_memory
 from tljax.core.rng import SECOND_VIEWS
 from tljax.core.shared_cache import is_shared, is_sharing, shared
-from tljax.data.pixels import available_memory
 from tljax.distributed.consensus import all_reduce_max
 from tljax.engine import parallel
 from tljax.engine.input_pipeline import Features, predict_all

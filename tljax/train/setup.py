@@ -17,7 +17,7 @@ from tljax.core.shared_cache import is_sharing
 from tljax.data import content, duplicates
 from tljax.data.augment import Augmentation, make_normalize, make_views
 from tljax.data.batches import num_batches, train_batches
-from tljax.data.colour import Colour
+from tljax.data.color import Color
 from tljax.data.load import Data, decode_data, open_data
 from tljax.data.randaugment import RandAugment
 from tljax.data.statistics import mean_and_std
@@ -325,7 +325,7 @@ def augmentation(config: Any, *, strong: bool = False) -> Augmentation:
     """Of training images, or of their second views."""
     a, s = config.augment, config.semi
     rand = RandAugment(s.strong_ops, s.strong_magnitude) if strong else RandAugment(a.rand_ops, a.rand_magnitude)
-    colour = Colour(a.brightness, a.contrast, a.saturation, a.hue, a.grey, a.invert, a.blur)
+    color = Color(a.brightness, a.contrast, a.saturation, a.hue, a.grey, a.invert, a.blur)
     return Augmentation(
         config.data.size,
         a.crop,
@@ -334,7 +334,7 @@ def augmentation(config: Any, *, strong: bool = False) -> Augmentation:
         a.flip,
         a.rotation,
         a.turns,
-        colour,
+        color,
         a.colour_last,
         rand,
     )

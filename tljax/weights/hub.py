@@ -54,7 +54,7 @@ FILES: dict[str, dict[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How images were prepared when the weights were evaluated: bilinear, antialiased, centre crop.
+    """How images were prepared when the weights were evaluated: bilinear, antialiased, center crop.
 
     Attributes:
       resize: pixels of the shorter side.

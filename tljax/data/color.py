@@ -1,7 +1,7 @@
-"""Colours changed on the device: torchvision's transforms of float pictures, each a pure function of one picture.
+"""Colors changed on the device: torchvision's transforms of float pictures, each a pure function of one picture.
 
 A picture is float `[H, W, 3]`. torchvision takes 0 to 1 for its range and cuts what leaves it; a picture that was
-normalised before is cut there too, which is what a transform in the wrong place of a pipeline does.
+normalized before is cut there too, which is what a transform in the wrong place of a pipeline does.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ SIGMA = (0.1, 2.0)  # the range that torchvision's GaussianBlur draws from
 
 
 @dataclasses.dataclass(frozen=True)
-class Colour:
-    """What may happen to the colours of a training image, in this order.
+class Color:
+    """What may happen to the colors of a training image, in this order.
 
     Attributes:
       brightness, contrast, saturation: factors drawn from `[max(0, 1 - value), 1 + value]` (torchvision's ColorJitter).
       hue: a shift drawn from `[-hue, hue]`, of a circle that is 1 long. The four come in an order drawn anew.
-      grey: the probability of losing colour.
+      gray: the probability of losing color.
       invert: the probability of `1 - picture`.
       blur: side of a Gaussian kernel whose deviation is drawn from 0.1 to 2 pixels; 0 for none.
     """
@@ -42,7 +42,7 @@ class Colour:
             if getattr(self, name) < 0:
                 raise UserError(f"augment.{name}={getattr(self, name)} is negative; it is 0 or more")
         if not 0 <= self.hue <= 0.5:
-            raise UserError(f"augment.hue={self.hue} is not between 0 and 0.5, half the circle of colours")
+            raise UserError(f"augment.hue={self.hue} is not between 0 and 0.5, half the circle of colors")
         for name in ("grey", "invert"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name}={getattr(self, name)} is not a probability, 0 to 1")
@@ -52,7 +52,7 @@ class Colour:
     @property
     def changes(self) -> bool:
         """Whether anything happens at all."""
-        return self != Colour()
+        return self != Color()
 
     @property
     def random(self) -> bool:
@@ -61,7 +61,7 @@ class Colour:
 
     def __call__(self, key: jax.Array, x: jax.Array) -> jax.Array:
         """One random key, one picture -> the picture changed."""
-        jitter_key, order_key, grey_key, invert_key, blur_key = jax.random.split(key, 5)
+        jitter_key, order_key, gray_key, invert_key, blur_key = jax.random.split(key, 5)
         jitters: list[Callable[[jax.Array], jax.Array]] = [
             functools.partial(_changed, change, factor)
             for change, factor in zip(JITTERS, self._factors(jitter_key), strict=True)
@@ -74,7 +74,7 @@ class Colour:
             for place in range(len(jitters)):
                 x = jax.lax.switch(order[place], jitters, x)
         if self.grey:
-            x = jnp.where(jax.random.bernoulli(grey_key, self.grey), jnp.broadcast_to(luminance(x), x.shape), x)
+            x = jnp.where(jax.random.bernoulli(gray_key, self.grey), jnp.broadcast_to(luminance(x), x.shape), x)
         if self.invert:
             x = jnp.where(jax.random.bernoulli(invert_key, self.invert), 1 - x, x)
         if self.blur:
@@ -118,7 +118,7 @@ def saturation(x: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def hue(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Turns the circle of colours, by way of hue, saturation and value."""
+    """Turns the circle of colors, by way of hue, saturation and value."""
     r, g, b = x[..., 0], x[..., 1], x[..., 2]
     top, low = x.max(-1), x.min(-1)
     spread = jnp.where(top == low, 1.0, top - low)
