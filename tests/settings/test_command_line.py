@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import tljax
 from tests import commands, tiny
 from tljax import inspect
 from tljax.core.errors import UserError
@@ -52,7 +53,7 @@ def test_the_demo_is_the_default():
     "args,words",
     [
         (["--config.optimizer.lrr=1"], ["optimizer.lrr", "lr_decay, lr_groups", "did you mean lr"]),
-        (["--config.optimizer.lr=1"], ["optimizer", "did you mean optimizer"]),
+        (["--config.optimiser.lr=1"], ["optimiser", "did you mean optimizer"]),
         (["--config.seed.x=1"], ["seed is a value"]),
         (["--config.optimizer.lr=fast"], ["optimizer.lr=fast"]),
         (["--config.epochs=1.5"], ["epochs=1.5", "such as 10"]),
@@ -98,6 +99,18 @@ def status_of(capsys, tmp_path, *args):
     assert err.startswith("tljax: ")
     assert not (tmp_path / "run").exists()
     return status, err
+
+
+def test_a_config_of_an_older_version_is_told_where_the_fields_are(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    old = tmp_path / "old.py"
+    old.write_text("from configs import common\n\n\ndef get_config():\n    return common.get_config()\n")
+    with pytest.raises(
+        UserError, match=r"^--config=.*old\.py does not work: .*; say `from tljax.settings import fields`"
+    ):
+        parsed(f"--config={old}")
+    with pytest.raises(UserError, match=r"say `from tljax\.settings import fields`"):
+        tljax.config("folder:photos", base=old)
 
 
 @pytest.mark.parametrize(
