@@ -1,7 +1,9 @@
 """What pages have in common: templates that escape what they are given, pictures within the page."""
 
 import base64
+import html
 import io
+from collections.abc import Mapping, Sequence
 
 import jinja2
 import numpy as np
@@ -40,3 +42,15 @@ def _address(picture: np.ndarray, form: str, **options: int) -> str:
 def share_words(share: float) -> str:
     """A probability as a percentage."""
     return "< 0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
+
+
+def tables_page(tables: Sequence[tuple[str, Sequence[Mapping[str, str]]]], lines: Sequence[str]) -> str:
+    """Tables with their titles, and a paragraph per line, as HTML."""
+    parts = []
+    for title, rows in tables:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+        body = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) for row in rows)
+        table = "".join(f"<tr>{cells}</tr>" for cells in body)
+        caption = f"<caption>{html.escape(title)}</caption>"
+        parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{table}</tbody></table>")
+    return "".join([*parts, *(f"<p>{html.escape(line)}</p>" for line in lines)])

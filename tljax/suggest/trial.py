@@ -20,8 +20,9 @@ from tljax.report.console import make_writer
 from tljax.run_dir.checkpoint import Checkpoints
 from tljax.settings.dotted import with_fields
 from tljax.train.checks import check
+from tljax.train.experiment import Experiment
 from tljax.train.final_eval import restore_best
-from tljax.train.setup import Experiment, prepare
+from tljax.train.setup import prepare
 from tljax.train.trainer import Trainer
 from tljax.transfer.plan import read_groups
 from tljax.transfer.population import AXES

@@ -18,9 +18,9 @@ from tljax.engine import parallel
 from tljax.engine.input_pipeline import Features, repeat
 from tljax.engine.nan_guard import skip_nonfinite_updates
 from tljax.settings.dotted import with_fields
+from tljax.train.experiment import Experiment
 from tljax.train.feature_cache import Kept, keep, shape_of_one
 from tljax.train.recipe import DEFAULTS, STOPS, Choice
-from tljax.train.setup import Experiment
 from tljax.train.throughput import LEAST, Budget, in_words
 from tljax.train.trainer import fresh_state
 

@@ -9,7 +9,7 @@ from tljax.report.console import check_trackers
 from tljax.semi.joint import METHODS
 from tljax.settings.dotted import flatten
 from tljax.settings.validate import check_fields
-from tljax.train.setup import augmentation
+from tljax.train.experiment import augmentation
 from tljax.transfer.optimizer import check_optimizer, make_schedule
 from tljax.transfer.population import as_typed, is_population, members_of
 

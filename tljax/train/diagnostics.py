@@ -16,7 +16,7 @@ from scipy import special
 
 from tljax.core.errors import shorten
 from tljax.metrics.accuracy import hard
-from tljax.train.setup import Experiment
+from tljax.train.experiment import Experiment
 
 Entry = dict[str, Any]
 """Of result.json: `kind`, `message`, `update` (how many had been made), and `classes` or `groups` if it is of some."""

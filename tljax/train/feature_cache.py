@@ -25,7 +25,7 @@ from tljax.engine import parallel
 from tljax.engine.input_pipeline import Features, predict_all
 from tljax.models import Network
 from tljax.run_dir.files import write_json
-from tljax.train.setup import Experiment, augmentation
+from tljax.train.experiment import Experiment, augmentation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,8 @@ from tljax.settings.build import source_of
 from tljax.settings.dotted import flatten, with_fields
 from tljax.settings.validate import check_fields
 from tljax.train.checks import check
-from tljax.train.setup import Outline, augmentation, outline, plans_of
+from tljax.train.experiment import augmentation
+from tljax.train.setup import Outline, outline, plans_of
 from tljax.transfer.plan import prefix_end, read_groups
 from tljax.weights.hub import FILES
 from tljax.weights.initial import find_weights, load_pretrained, merge_loaded, no_weights

@@ -19,10 +19,11 @@ from tljax.report import console as console_lib
 from tljax.run_dir import files as folders
 from tljax.run_dir.checkpoint import Checkpoints
 from tljax.train.checks import check
+from tljax.train.experiment import Experiment
 from tljax.train.feature_cache import Kept
 from tljax.train.final_eval import finish
 from tljax.train.recipe import Choice, write_choices, write_repeat
-from tljax.train.setup import Experiment, prepare
+from tljax.train.setup import prepare
 from tljax.train.throughput import Budget
 from tljax.train.trainer import Trainer
 from tljax.transfer.plan import plan_tables

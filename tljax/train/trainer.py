@@ -31,8 +31,8 @@ from tljax.run_dir.train_state import TrainState
 from tljax.semi.input_pipeline import JointPipeline
 from tljax.train.best_epoch import chosen_row
 from tljax.train.diagnostics import Diagnostics
+from tljax.train.experiment import Experiment
 from tljax.train.feature_cache import Kept, keep
-from tljax.train.setup import Experiment
 from tljax.train.throughput import LEAST, Budget, Clock, Forecast
 from tljax.transfer.optimizer import carry_moments
 
