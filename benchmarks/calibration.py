@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tljax.core.xla_flags import tune_cpu
-from tljax.engine import parallel
+from tljax.distributed import parallel
 
 tune_cpu()
 

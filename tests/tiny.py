@@ -13,7 +13,7 @@ from PIL import Image
 
 from tljax.core.signals import Interrupted
 from tljax.data import load
-from tljax.engine import parallel
+from tljax.distributed import parallel
 from tljax.report.console import make_console
 from tljax.settings.fields import get_config
 from tljax.train import runs

@@ -15,8 +15,8 @@ from tljax.data.labels import HeldOutLabels
 from tljax.data.load import Data
 from tljax.data.pixels import Pixels
 from tljax.data.source import Source
+from tljax.distributed.parallel import AXIS, Replicas
 from tljax.engine.input_pipeline import Features, InputPipeline, predict_all, repeat
-from tljax.engine.parallel import AXIS, Replicas
 from tljax.engine.steps import make_forward_step, make_train_step
 from tljax.metrics.accuracy import score
 from tljax.metrics.losses import make_loss

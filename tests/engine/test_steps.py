@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tljax.data.augment import make_normalize
-from tljax.engine import parallel
-from tljax.engine.parallel import AXIS, Replicas
+from tljax.distributed import parallel
+from tljax.distributed.parallel import AXIS, Replicas
 from tljax.engine.steps import make_forward_step, make_train_step
 from tljax.metrics.losses import make_loss
 from tljax.models import create_model, init_variables

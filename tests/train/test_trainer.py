@@ -17,7 +17,7 @@ from tests import commands, tiny
 from tljax import inspect
 from tljax.core import xla_flags
 from tljax.core.errors import UserError
-from tljax.engine import parallel
+from tljax.distributed import parallel
 from tljax.report.console import make_console
 from tljax.run_dir import files as folders
 from tljax.run_dir.checkpoint import Checkpoints, saved_steps, saved_variables

@@ -15,9 +15,9 @@ from typing import Any, cast
 import jax
 import numpy as np
 from jax._src import distributed
-from jax.experimental import multihost_utils
 
 from tljax.core.errors import UserError
+from tljax.distributed.parallel import all_reduce_max
 from tljax.run_dir import versions
 from tljax.run_dir.files import LOCK
 from tljax.settings.dotted import flatten
@@ -47,13 +47,6 @@ def share(words: str) -> list[str]:
 def barrier() -> None:
     """Waits until all processes are here: the first one alone writes files."""
     share("")
-
-
-def all_reduce_max(number: int) -> int:
-    """The largest number that any process gives."""
-    if distributed.global_state.num_processes == 1:
-        return number
-    return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
 def assert_equal_across_processes(values: Callable[[], Mapping[str, Any]]) -> None:

@@ -16,8 +16,9 @@ import jax
 
 from tljax.core.errors import UserError, one_line
 from tljax.core.signals import Interrupted
-from tljax.distributed.consensus import all_reduce_max, barrier
+from tljax.distributed.consensus import barrier
 from tljax.distributed.coordinator import LOST, hear, stay_in_touch, tell
+from tljax.distributed.parallel import all_reduce_max
 from tljax.run_dir.checkpoint import saved_steps
 from tljax.settings.command_line import exit_status
 
@@ -52,9 +53,8 @@ def joined(address: str, count: int, own: int, *, patience: int, workdir: Path) 
         try:
             jax.devices()
             barrier()
-            all_reduce_max(
-                0
-            )  # connects all devices, for which gloo waits 30 s; from then on each may compile for as long
+            # Connects all devices, for which gloo waits 30 s; from then on each may compile for as long as it takes.
+            all_reduce_max(0)
             yield
             barrier()  # process 0 has written everything
         except Interrupted:  # all raise it, at the same step

@@ -21,9 +21,8 @@ from tljax.data.batches import (
     whole_pictures,
 )
 from tljax.data.load import Data
-from tljax.distributed.consensus import all_reduce_max
+from tljax.distributed.parallel import Replicas, all_reduce_max, replicate, to_host
 from tljax.engine.oom_guard import free_bytes
-from tljax.engine.parallel import Replicas, replicate, to_host
 
 
 class Features(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.core.rng import Stream, example_keys, streams
-from tljax.engine.parallel import AXIS
+from tljax.distributed.parallel import AXIS
 from tljax.engine.steps import Metrics
 from tljax.models import ForwardContext, Network
 from tljax.run_dir.train_state import TrainState

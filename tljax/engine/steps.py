@@ -12,7 +12,7 @@ import optax
 from flax import traverse_util
 
 from tljax.core.rng import Stream, example_keys, streams
-from tljax.engine.parallel import AXIS
+from tljax.distributed.parallel import AXIS
 from tljax.metrics.accuracy import hard, predictions
 from tljax.metrics.losses import Loss
 from tljax.models import ForwardContext, Network

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tljax.data.batches import num_batches
+from tljax.distributed.parallel import Replicas
 from tljax.engine.input_pipeline import InputPipeline, repeat
-from tljax.engine.parallel import Replicas
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tljax.core import shared_cache
 from tljax.core.errors import UserError
-from tljax.engine import parallel
+from tljax.distributed import parallel
 from tljax.engine.input_pipeline import predict_all
 from tljax.metrics.accuracy import predictions
 from tljax.models import Network, create_model

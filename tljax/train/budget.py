@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from tljax.core.errors import counted
-from tljax.engine import parallel
+from tljax.distributed import parallel
 from tljax.engine.input_pipeline import Features, repeat
 from tljax.engine.nan_guard import skip_nonfinite_updates
 from tljax.settings.dotted import with_fields

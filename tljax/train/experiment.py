@@ -18,8 +18,8 @@ from tljax.data.batches import num_batches, train_batches
 from tljax.data.color import Color
 from tljax.data.load import Data
 from tljax.data.randaugment import RandAugment
+from tljax.distributed.parallel import Replicas
 from tljax.engine.input_pipeline import Features, InputPipeline
-from tljax.engine.parallel import Replicas
 from tljax.engine.steps import (
     by_family,
     make_forward_step,

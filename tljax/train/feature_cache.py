@@ -20,8 +20,8 @@ from tljax.core.errors import UserError
 from tljax.core.host_memory import available_memory
 from tljax.core.rng import SECOND_VIEWS
 from tljax.core.shared_cache import is_shared, is_sharing, shared
-from tljax.distributed.consensus import all_reduce_max
-from tljax.engine import parallel
+from tljax.distributed import parallel
+from tljax.distributed.parallel import all_reduce_max
 from tljax.engine.input_pipeline import Features, predict_all
 from tljax.models import Network
 from tljax.run_dir.files import write_json

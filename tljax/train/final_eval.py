@@ -12,7 +12,7 @@ import numpy as np
 from tljax.core.errors import UserError
 from tljax.data.duplicates import Copies
 from tljax.data.load import Data
-from tljax.engine import parallel
+from tljax.distributed import parallel
 from tljax.engine.steps import combine, partition
 from tljax.metrics.accuracy import by_class, chose_epoch, images_in_words, score, wilson_interval
 from tljax.metrics.calibration import calibration, log_probabilities

@@ -13,7 +13,7 @@ from tljax.core.errors import UserError, counted, few
 from tljax.data import content
 from tljax.data.load import decode_data, open_data
 from tljax.data.statistics import mean_and_std
-from tljax.engine.parallel import Replicas
+from tljax.distributed.parallel import Replicas
 from tljax.engine.steps import (
     combine,
     partition,

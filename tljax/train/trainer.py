@@ -17,8 +17,8 @@ from tljax.core.errors import UserError, counted
 from tljax.core.signals import Interrupted
 from tljax.data.batches import num_batches, prefetch, trailing
 from tljax.data.labels import UNLABELED
+from tljax.distributed import parallel
 from tljax.distributed.consensus import Stop, assert_equal_across_processes
-from tljax.engine import parallel
 from tljax.engine.input_pipeline import InputPipeline, predict_all, repeat, steps_ahead
 from tljax.engine.nan_guard import first_nonfinite, make_trace, skip_nonfinite_updates
 from tljax.engine.oom_guard import check_fits_memory

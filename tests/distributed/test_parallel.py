@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tljax.engine import parallel
+from tljax.distributed import parallel
 
 ROOT = Path(parallel.__file__).parents[1]
 DEVICES = {"pmap", "shard_map", "jax_utils", "NamedSharding", "Mesh", "addressable_shards", "device_put_replicated",
@@ -27,7 +27,7 @@ def names_in(file):
 def test_no_other_file_knows_of_several_devices():
     found = {str(file.relative_to(ROOT)): DEVICES & set(names_in(file)) for file in ROOT.rglob("*.py")}
     found = {name: names for name, names in found.items() if names}
-    assert found.pop("engine/parallel.py") >= {"pmap", "NamedSharding", "Mesh"}
+    assert found.pop("distributed/parallel.py") >= {"pmap", "NamedSharding", "Mesh"}
     assert found == {"engine/oom_guard.py": {"local_devices"}}  # how much memory each has left
 
 

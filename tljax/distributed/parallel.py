@@ -1,18 +1,18 @@
-"""Devices: the only file that knows that there are several.
+"""Devices: the only file that knows that a process has several.
 
 Each holds a copy of the state and a share of every batch; arrays have a leading axis of this process's devices. Steps
 are pure functions on one device's share, and know the name of an axis at most.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import jax_utils
-
-from tljax.data.batches import Batch
+from jax._src import distributed
 
 AXIS = "replicas"
 
@@ -43,7 +43,7 @@ class Replicas:
         first = self.process * self.local
         return np.arange(self.padded(batch_size)).reshape(-1, self.devices)[:, first : first + self.local].T.reshape(-1)
 
-    def shard(self, batch: Batch, **scalars: int) -> dict[str, np.ndarray]:
+    def shard(self, batch: Mapping[str, np.ndarray], **scalars: int) -> dict[str, np.ndarray]:
         """This process's rows `[local * per_device, ...]` to `[local, per_device, ...]`, and `scalars`."""
         return {k: v.reshape(self.local, -1, *v.shape[1:]) for k, v in batch.items()} | self.scalars(**scalars)
 
@@ -91,7 +91,7 @@ def train_step(step: Callable[..., Any]) -> Callable[..., Any]:
     A batch may hold `signal` `[]`, a number; the metrics then have the highest of all replicas.
     """
 
-    def with_signal(state: Any, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, Any]]:
+    def with_signal(state: Any, batch: Any, key: jax.Array) -> tuple[Any, dict[str, Any]]:
         state, metrics = step(state, batch, key)
         return state, metrics | ({"signal": jax.lax.pmax(batch["signal"], AXIS)} if "signal" in batch else {})
 
@@ -101,3 +101,15 @@ def train_step(step: Callable[..., Any]) -> Callable[..., Any]:
 def eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
     """`(variables or state, batch, key) -> outputs` over all devices, nothing donated."""
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None))
+
+
+def all_reduce_max(number: int) -> int:
+    """The largest number that any process gives; all have to ask, and all of their devices take part."""
+    if distributed.global_state.num_processes == 1:
+        return number
+    return int(to_host(_max_of_all()(np.full(jax.local_device_count(), number, np.int32))))
+
+
+@functools.cache
+def _max_of_all() -> Any:
+    return jax.pmap(functools.partial(jax.lax.pmax, axis_name=AXIS), axis_name=AXIS)
