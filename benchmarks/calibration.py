@@ -18,7 +18,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tljax.core.xla_flags import tune_cpu
-from tljax.distributed import parallel
 
 tune_cpu()
 
@@ -31,6 +30,7 @@ from scipy.optimize import minimize_scalar  # noqa: E402
 
 from tljax.core import shared_cache  # noqa: E402
 from tljax.core.process import keep_compilations, quiet_libraries  # noqa: E402
+from tljax.distributed import parallel  # noqa: E402
 from tljax.engine.input_pipeline import predict_all  # noqa: E402
 from tljax.metrics.calibration import (  # noqa: E402
     fit_temperature,

@@ -1,6 +1,6 @@
 """What `tljax.suggest` says, held against what full runs then give.
 
-python benchmarks/suggest.py --data ../shared/data --out suggest_command.json [--only NAME]
+python benchmarks/suggest.py --data ../shared/data --out suggest.json [--only NAME]
 
 Each case has data and a plan. Full runs train every backbone at every rate, with random crops and flips (two kept
 views) and 64 pixels unless said, and are tested once. Suggest sees the case's training and validation images alone.

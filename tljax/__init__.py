@@ -15,10 +15,15 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tljax.core.errors import UserError
+from tljax.core.signals import Interrupted
+
 if TYPE_CHECKING:
     from tljax.api import config, evaluate, fit, load, plan, predict, setup_process
 
-__all__ = ["config", "evaluate", "fit", "load", "plan", "predict", "setup_process"]
+__all__ = [
+    "Interrupted", "UserError", "config", "evaluate", "fit", "load", "plan", "predict", "setup_process",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """tljax from Python: what the commands do, as functions that give back objects.
 
-A mistake raises `tljax.core.errors.UserError`, a ValueError of one line, before anything is trained; Ctrl-C, or a
-notebook's stop button, raises `tljax.core.signals.Interrupted` once everything is saved, and the same `fit` goes on
+A mistake raises `tljax.UserError`, a ValueError of one line, before anything is trained; Ctrl-C, or a
+notebook's stop button, raises `tljax.Interrupted` once everything is saved, and the same `fit` goes on
 from there.
 
 No call leaves the process other than it was: see `tljax.core.guest`, and `setup_process` for a process that is

@@ -61,9 +61,9 @@ def dispatch(argv: Sequence[str], values: flags.FlagValues) -> None:
     tune_cpu()
     if config.get("deterministic"):
         make_deterministic()
-    from tljax import demo  # JAX after the flags: a mistake is answered at once
-    from tljax.distributed import launch  # JAX after the flags: a mistake is answered at once
-    from tljax.train import runs  # JAX after the flags: a mistake is answered at once
+    from tljax import demo  # JAX, and what imports it, after the flags: a mistake is answered at once
+    from tljax.distributed import launch
+    from tljax.train import runs
 
     keep_compilations()
     kinds = {"train": runs.run, "demo": demo.run}

@@ -277,7 +277,7 @@ def meeting(port, *calls):
         count, own, patience = calls[i]
         try:
             if own == 0:
-                keeping.enter_context(launch.start_keeper(port, count, patience))
+                keeping.enter_context(launch.start_coordinator(port, count, patience))
             keeping.enter_context(launch.meet("127.0.0.1", port, count, own, patience))
         except UserError as error:
             outcomes[i] = str(error)
@@ -360,7 +360,7 @@ def test_another_count_is_told_both(port):
     ],
 )
 def test_what_goes_wrong_before_process_0_is_there_is_told_all_the_same_and_the_port_is_free_again(port, hello, words):
-    with launch.start_keeper(port, 3, 20):
+    with launch.start_coordinator(port, 3, 20):
         with socket.create_connection(("127.0.0.1", port)) as line:
             tell(line, hello)
         time.sleep(0.5)

@@ -46,7 +46,7 @@ def joined(address: str, count: int, own: int, *, patience: int, workdir: Path) 
     host, port = check_address(address)
     with contextlib.ExitStack() as stack:
         if own == 0:
-            stack.enter_context(start_keeper(port, count, patience))
+            stack.enter_context(start_coordinator(port, count, patience))
         line = stack.enter_context(meet(host, port, count, own, patience))
         threading.Thread(target=_listen, args=(line, count, workdir), name="others", daemon=True).start()
         connect(address, count, own)
@@ -79,22 +79,22 @@ def check_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def start_keeper(port: int, count: int, patience: int) -> subprocess.Popen[str]:
+def start_coordinator(port: int, count: int, patience: int) -> subprocess.Popen[str]:
     """Starts the process that keeps all together."""
     command = [sys.executable, "-m", "tljax.distributed.coordinator", str(port), str(count), str(patience)]
-    keeper = subprocess.Popen(
+    coordinator = subprocess.Popen(
         command, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    assert keeper.stdout is not None
-    if (said := keeper.stdout.readline().strip()) != "listening":
-        with keeper:
+    assert coordinator.stdout is not None
+    if (said := coordinator.stdout.readline().strip()) != "listening":
+        with coordinator:
             raise UserError(f"port {port} of --coordinator cannot be served: {said}; give all processes another one")
-    return keeper
+    return coordinator
 
 
 def meet(host: str, port: int, count: int, own: int, patience: int) -> socket.socket:
-    """Waits for all processes; returns the connection to their keeper."""
+    """Waits for all processes; returns the connection to their coordinator."""
     until = time.monotonic() + patience
     while True:
         try:
@@ -117,8 +117,8 @@ def meet(host: str, port: int, count: int, own: int, patience: int) -> socket.so
 
 
 def connect(address: str, count: int, own: int) -> None:
-    """Starts JAX's distributed system on the service that the keeper runs."""
-    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which `interrupt.listen` answers
+    """Starts JAX's distributed system on the service that the coordinator runs."""
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which `signals.listen` answers
     jaxlib: Any = importlib.import_module("jaxlib._jax")
     make = jaxlib.get_distributed_runtime_service
     jaxlib.get_distributed_runtime_service = lambda *args, **kwargs: None  # process 0 would start one
@@ -129,7 +129,7 @@ def connect(address: str, count: int, own: int) -> None:
 
 
 def _listen(line: socket.socket, count: int, workdir: Path) -> None:
-    """Ends this process when another one has ended, or the keeper is gone, and so the machine of process 0."""
+    """Ends this process when another one has ended, or the coordinator is gone, and so the machine of process 0."""
     said: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         said = hear(line)

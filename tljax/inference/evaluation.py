@@ -30,7 +30,7 @@ from tljax.settings.build import SOURCES
 
 
 class FinishedRun(Protocol):
-    """A run's folder and what lies in it, as `tljax.Run` has them."""
+    """A run's folder and what lies in it, as `tljax.api.Run` has them."""
 
     @property
     def workdir(self) -> Path: ...

@@ -1,4 +1,4 @@
-"""Losses per example, and what a set of logits is worth."""
+"""Losses per example."""
 
 from collections.abc import Callable
 

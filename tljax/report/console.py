@@ -251,7 +251,7 @@ def scaled_in_words(scaled: Mapping[str, Any], split: str) -> str:
     """'8.4% at validation's temperature 0.76 (fitted on 468 images, 51 of them wrong)', or why nothing was scaled.
 
     Args:
-      scaled: of `evaluation.calibration`.
+      scaled: of `calibration.calibration`.
       split: whose error it has, validation or test.
     """
     whose = "its own" if split == "validation" else "validation's"

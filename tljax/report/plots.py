@@ -87,7 +87,7 @@ def save_reliability(path: Path, split: str, found: Mapping[str, Any], *, title:
     Args:
       path: a PNG.
       split: its name in words.
-      found: of a split, as `evaluation.calibration` has it.
+      found: of a split, as `calibration.calibration` has it.
       title: what the images are called above it; the split where there is none.
     """
     figure = Figure(figsize=(4.8, 5.4), layout="constrained")

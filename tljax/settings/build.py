@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tljax.core.errors import UserError, shown, told
-from tljax.settings.command_line import CONFIGS, load_config, why_broken
+from tljax.core.errors import UserError, one_line, shown, told
+from tljax.settings.command_line import CONFIGS, load_config
 from tljax.settings.dotted import field_of, flatten, is_behind, similar_fields
 from tljax.settings.fields import get_config
 from tljax.settings.validate import example
@@ -101,7 +101,7 @@ def _base(base: str | Path) -> Any:
     try:
         return load_config(str(path))
     except Exception as error:  # whatever somebody's file raises
-        raise UserError(f"base={str(base)!r} does not work: {why_broken(error)}") from None
+        raise UserError(f"base={str(base)!r} does not work: {type(error).__name__}: {one_line(error)}") from None
 
 
 def _path(name: str, made: ConfigDict) -> str:

@@ -54,7 +54,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tu
     except UserError:
         raise
     except Exception as error:  # an unknown field, or whatever somebody's config file raises
-        raise UserError(_unknown_field(path, others) or f"--config={path} does not work: {why_broken(error)}") from None
+        broken = f"--config={path} does not work: {type(error).__name__}: {one_line(error)}"
+        raise UserError(_unknown_field(path, others) or broken) from None
     finally:
         sys.argv = kept
     if not isinstance(config, ConfigDict):
@@ -100,15 +101,6 @@ def load_config(path: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config()
-
-
-def why_broken(error: Exception) -> str:
-    """What went wrong in somebody's config file, in one line."""
-    if isinstance(error, ImportError) and "common" in str(error) and "configs" in str(error):
-        return (
-            "configs/common.py is tljax/settings/fields.py by now; say `from tljax.settings import fields` in its place"
-        )
-    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _unknown_field(path: str, args: Sequence[str]) -> str:

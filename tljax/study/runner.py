@@ -11,11 +11,11 @@ from rich.console import Console
 
 from tljax.core import shared_cache
 from tljax.core.errors import UserError, one_line
+from tljax.core.signals import Interrupted
 from tljax.report.console import make_console
 from tljax.run_dir import files as folders
 from tljax.study.jobs import Job, make_config
 from tljax.train import runs as runs_lib
-from tljax.train import trainer
 
 PATIENCE = 2.0  # seconds between two looks at what other workers are doing
 
@@ -115,7 +115,7 @@ def _attempt(job: Job, runs: Path, console: Console, outcome: Outcome, place: st
         run_job(job, runs, make_console(quiet=True))
     except folders.Busy:
         return False
-    except trainer.Interrupted:
+    except Interrupted:
         raise
     except Exception as error:  # whatever a run dies of, the others go on
         reason = reason_of(error)

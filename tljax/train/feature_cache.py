@@ -143,7 +143,9 @@ def _key(x: Experiment, name: str, prefix_end: str, wanted: np.ndarray, views: i
         "pixels": x.data.pixels.digest,
         "images": [x.data.source.names[i] for i in wanted],
         "views": views,
-        "augment": (repr(augmentation(x.config, strong=strong)), strong, x.views_seed) if training else "",
+        "augment": (repr(augmentation(x.config, strong=strong)), strong and SECOND_VIEWS, x.views_seed)
+        if training
+        else "",
     }
     return digest(x.model, prefix_end, parallel.unreplicate(variables), inputs)
 

@@ -48,7 +48,7 @@ def run(
     result is that of a run that was never stopped.
 
     Args:
-      config: as `tljax/config/fields.py` describes.
+      config: as `tljax/settings/fields.py` describes.
       workdir: the run's folder: checkpoints, metrics.csv, result.json, predictions.npz, pictures, TensorBoard events.
       overwrite: throw away another run that is there.
       console: where to print.
