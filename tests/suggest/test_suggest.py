@@ -210,13 +210,13 @@ def test_the_backbones_are_those_named_the_most_accurate_first(found):
     assert (found.fields["model.until"], found.fields["model.weights"]) == (best.until, best.weights)
 
 
-def test_between_probes_that_are_not_told_apart_short_runs_decide(found):
+def test_between_probes_that_do_not_differ_significantly_short_runs_decide(found):
     first, *others = found.looked
     alike = [one for one in others if suggestion.p_value(first.probed.right, one.probed.right) >= 0.05]
     assert [one for one, _ in found.rivals] == [first, *alike]
     most = max(suggestion.best_of(tried).sum() for _, tried in found.rivals)
     assert suggestion.best_of(found.trials[0]).sum() == most
-    words = "short runs decide" if alike else "the first is told apart"
+    words = "short runs decide" if alike else "the first is significantly different"
     assert words in found.reasons[0]
 
 

@@ -1,4 +1,4 @@
-"""Accuracy: what logits answer, how often that is right, and how sure one can be of it."""
+"""Accuracy: what logits answer, how often that is right, and its confidence interval."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ def hard(labels: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How a network did on some examples: counts, so that every accuracy carries its doubt."""
+    """How a network did on some examples: counts, so that every accuracy has a confidence interval."""
 
     correct: int
     seen: int

@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     # A loss, gradient or parameter that is not finite ends a run. False, and in a population: it is told at the end.
     config.stop_at_nan = True
     config.pictures = True  # draw augmented.png, curves.png and calibration.png
-    config.trackers = ("tensorboard",)  # who is told of the run: tensorboard, mlflow, wandb; () for none
+    config.trackers = ("tensorboard",)  # what the run is logged to: tensorboard, mlflow, wandb; () for none
 
     config.data = data = ml_collections.ConfigDict()
     data.source = "shapes:target"  # folder:PATH, pets:PATH, tfds:NAME, shapes:TASK

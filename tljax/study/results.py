@@ -1,4 +1,4 @@
-"""What a study's finished runs found: one row per cell, with the doubt in it."""
+"""What a study's finished runs found: one row per cell, with its confidence interval."""
 
 import dataclasses
 import functools

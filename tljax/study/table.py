@@ -1,4 +1,4 @@
-"""A study's rows as Markdown: published and ours side by side, with the doubt in both."""
+"""A study's rows as Markdown: published and ours side by side, with confidence intervals."""
 
 import re
 from collections.abc import Sequence

@@ -119,7 +119,9 @@ def suggest(
             console.print(f"{one.backbone}, training {train}: {words}", markup=False)
             return tried
 
-        rivals = [(one, try_plan(one, trial.train_of(config, one.backbone))) for one in not_told_apart(looked)]
+        rivals = [
+            (one, try_plan(one, trial.train_of(config, one.backbone))) for one in not_significantly_different(looked)
+        ]
         best, first = max(rivals, key=lambda pair: best_of(pair[1]).sum())
         data, tried = best.seen.whole.data, [first]
         more = ("head", trial.last_stage_of(config, best.backbone)) if layers else ()
@@ -166,7 +168,7 @@ def look(config: Any, backbone: "Backbone", *, images: int, folder: Path, consol
     return BackboneScore(backbone, seen, probed, log_me(seen.features, labels), time.perf_counter() - began)
 
 
-def not_told_apart(looked: Sequence[BackboneScore]) -> list[BackboneScore]:
+def not_significantly_different(looked: Sequence[BackboneScore]) -> list[BackboneScore]:
     """The most accurate probe, and the next ones that may be as good for all that these images say, `RIVALS` at most.
 
     A probe sees what the features hold, not how well a network's own head learns it: between these, short runs decide.

@@ -29,7 +29,7 @@ class Probed:
 
     @property
     def right(self) -> np.ndarray:
-        """Which images were told apart, bool `[N]`."""
+        """Which images were classified right, bool `[N]`."""
         return self.probabilities.argmax(1) == self.labels
 
     @property

@@ -40,7 +40,7 @@ class Suggestion:
       looked: the backbones, the most accurate probe first.
       best: the chosen one.
       rivals: short runs of the config's own plan, by backbone: of the most accurate probe, and of those that are not
-        told apart from it.
+        significantly different from it.
       trials: short runs with the chosen one; the first is that of the config's own plan.
       chosen: the trial whose groups and rate are suggested.
       suspects: labels that are likely wrong, by the chosen backbone's features.
@@ -92,12 +92,12 @@ def why_backbone(
     if len(looked) == 1:
         return f"{text}; no other one was there to compare"
     if len(rivals) == 1:
-        text += "; the first is told apart from all others"
+        text += "; the first is significantly different from all others"
     else:
         words = [f"{one.backbone} {share(best_of(trial))}" for one, trial in rivals]
-        text += f"; these are not told apart, so short runs decide, validation: {'; '.join(words)}"
+        text += f"; these are not significantly different, so short runs decide, validation: {'; '.join(words)}"
         if close := [one for one, tried in rivals if one is not best and not _apart(rivals, best, tried)]:
-            text += f"; still not told apart from {', '.join(str(one.backbone) for one in close)}"
+            text += f"; still not significantly different from {', '.join(str(one.backbone) for one in close)}"
     return f"{text}; LogME is highest for {max(looked, key=lambda one: one.log_me).backbone}"
 
 
