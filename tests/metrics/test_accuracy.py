@@ -10,9 +10,6 @@ from hypothesis import strategies as st
 from tljax.metrics.accuracy import by_class, score, wilson_interval
 from tljax.metrics.losses import make_loss
 
-RNG = np.random.default_rng(0)
-LOGITS, LABELS = RNG.standard_normal((7, 4)).astype(np.float32), RNG.integers(0, 4, 7)
-
 
 def test_score_counts():
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 2]] * 9

@@ -1,4 +1,4 @@
-"""Losses against NumPy, and scores that carry their doubt."""
+"""Losses against NumPy."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,10 +1,8 @@
 """The end of a run: back to the best epoch, one test, everything written down."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +25,7 @@ from tljax.train.best_epoch import merit
 from tljax.train.feature_cache import discard
 from tljax.train.recipe import Choice, as_record
 from tljax.train.throughput import in_words, total
-
-if TYPE_CHECKING:
-    from tljax.train.trainer import Trainer
+from tljax.train.trainer import Trainer
 
 CALIBRATION = "calibration.png"
 
