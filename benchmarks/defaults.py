@@ -44,7 +44,7 @@ from tljax.data.source import Source  # noqa: E402
 
 WEIGHTS = "squeezenet1_0-imagenet.pth"
 SQUEEZENET = {"model.name": "squeezenet1_0", "model.weights": WEIGHTS}
-RESNET = {"model.name": "resnet18", "model.until": "layer3", "model.weights": "resnet18_to_layer3-imagenet.pth"}
+RESNET = {"model.name": "resnet18", "model.last_stage": "layer3", "model.weights": "resnet18_to_layer3-imagenet.pth"}
 # What configs/folder.py chose until 2026-11, each field by name, whatever the defaults have become.
 BEFORE = {
     "data.split": "auto", "data.val": 0.2, "epochs": 10, "epoch_steps": 0, "select": "validation", "batch_size": 32,

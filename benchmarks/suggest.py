@@ -74,7 +74,7 @@ def make_config(data: Path, links: Path, name: str, seed: int = 0):
     for field, value in ({"size": 64, "split_seed": seed} | fields).items():
         config.data[field] = value
     config.epochs, config.cache.views, config.pictures = 8, 2, False
-    config.model.name, config.model.until = "resnet18", "layer3"
+    config.model.name, config.model.last_stage = "resnet18", "layer3"
     config.model.weights = str(data / "resnet18_to_layer3-imagenet.pth")
     config.transfer.train = "head,layer3" if plan == "last" else "head"
     return config

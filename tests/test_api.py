@@ -79,7 +79,7 @@ def test_a_config_begins_with_the_defaults_of_a_file(tmp_path):
         ({"lr": 10**400}, "optimizer.lr=1000"),
         ({"lr": 10**5000}, "optimizer.lr=a value of type int does not fit"),
         ({"lr_decay": -(10**400)}, "does not fit; it takes a value such as 1.0"),
-        ({"unlabelled": 3}, "data.unlabelled=3 does not fit; it takes text"),
+        ({"unlabeled": 3}, "data.unlabeled=3 does not fit; it takes text"),
         ({"lr": Path("x")}, "optimizer.lr='x' does not fit"),
         ({"data.sise": 32}, "data.sise is not a field of a config; did you mean"),
         ({"optimizer": {"a.b": 1}}, "optimizer.a.b is not a field"),
@@ -96,9 +96,9 @@ def test_a_wrong_field_is_one_line_with_the_nearest_ones(given, words):
 
 def test_fields_may_have_dotted_names_and_text_may_be_a_path():
     made = tljax.config("pets:there", **{"data.size": 32, "optimizer.name": "sgd", "population.lr": (1e-3, 1e-4)},
-                        unlabelled=Path("more"), weights=Path("old.npz"))  # fmt: skip
+                        unlabeled=Path("more"), weights=Path("old.npz"))  # fmt: skip
     assert (made.data.size, made.optimizer.name, made.population.lr) == (32, "sgd", (1e-3, 1e-4))
-    assert (made.data.unlabelled, made.model.weights) == ("more", "old.npz")
+    assert (made.data.unlabeled, made.model.weights) == ("more", "old.npz")
 
 
 def test_the_plan_is_what_the_run_then_has_and_nothing_is_written(config, run, photos, tmp_path, monkeypatch):

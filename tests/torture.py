@@ -34,7 +34,7 @@ BASE = {
 }  # fmt: skip
 FEW = {"data.labels": "25%", "epochs": 15}
 CASES: dict[str, dict[str, Any]] = {
-    "everything trained": {"model.drop": 0.2, "schedule.name": "cosine"},
+    "everything trained": {"model.dropout": 0.2, "schedule.name": "cosine"},
     "phases": {"transfer.phases": "layer2,head@10; all@20@1e-4", "transfer.allow_fresh_frozen": True, "epochs": 30},
     # Decoded images and features in files, as where they outgrow the memory.
     "kept features": {

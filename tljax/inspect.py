@@ -58,7 +58,7 @@ def inspect(workdir: Path, step: int | None = None) -> tuple[int, list[dict[str,
         raise UserError(f"{workdir} has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     step = steps[-1] if step is None else step
     m = config["model"]
-    model = create_model(m["name"], until=m["until"] or None, width=m["width"], blocks=m["blocks"])
+    model = create_model(m["name"], last_stage=m["last_stage"] or None, width=m["width"], blocks=m["blocks"])
     found = list(leaves(saved_tree(workdir, step)))
 
     groups: dict[str, dict[str, int]] = {

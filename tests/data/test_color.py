@@ -42,9 +42,9 @@ def test_a_third_of_the_circle_swaps_channels(picture):
 
 
 def test_certain_changes_are_not_random(picture):
-    assert not Color(grey=1.0, invert=1.0).random
+    assert not Color(grayscale=1.0, invert=1.0).random
     assert Color(invert=0.5).random
-    out = np.asarray(Color(grey=1.0, invert=1.0)(KEY, picture))
+    out = np.asarray(Color(grayscale=1.0, invert=1.0)(KEY, picture))
     expected = 1 - np.asarray(picture) @ np.array(color.LUMINANCE, np.float32)
     np.testing.assert_allclose(out, np.repeat(expected[..., None], 3, -1), atol=1e-6)
 
@@ -94,7 +94,7 @@ def test_colors_before_or_after_normalization():
     plain = {"size": 9, "crop": "center", "flip": False}
     normal = make_views(Augmentation(**plain), mean, std)(keys, pictures, sizes)
     first, last = (
-        make_views(Augmentation(**plain, color=Color(brightness=0.01), colour_last=after), mean, std)(
+        make_views(Augmentation(**plain, color=Color(brightness=0.01), color_after_normalization=after), mean, std)(
             keys, pictures, sizes
         )
         for after in (False, True)
@@ -106,7 +106,7 @@ def test_colors_before_or_after_normalization():
 
 
 @pytest.mark.parametrize(
-    "options", [{"brightness": -0.1}, {"hue": 0.6}, {"grey": 1.5}, {"invert": -1.0}, {"blur": 4}, {"blur": -1}]
+    "options", [{"brightness": -0.1}, {"hue": 0.6}, {"grayscale": 1.5}, {"invert": -1.0}, {"blur": 4}, {"blur": -1}]
 )
 def test_what_cannot_be_is_refused(options):
     with pytest.raises(UserError, match=f"augment.{next(iter(options))}"):
@@ -140,5 +140,5 @@ def test_each_change_is_torchvisions(torchvision, low):
         ours = color.gaussian_blur(jnp.asarray(x), jnp.float32(sigma), side=side)
         np.testing.assert_allclose(ours, expected, atol=2e-6)
     gray = functional.rgb_to_grayscale(theirs, 3).permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(Color(grey=1.0)(KEY, jnp.asarray(x)), gray, atol=1e-6)
+    np.testing.assert_allclose(Color(grayscale=1.0)(KEY, jnp.asarray(x)), gray, atol=1e-6)
     np.testing.assert_allclose(Color(invert=1.0)(KEY, jnp.asarray(x)), 1 - x, atol=1e-6)

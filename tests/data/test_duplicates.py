@@ -92,7 +92,7 @@ def test_empty_pages_are_the_same_by_their_pixels_alone(tmp_path):
     assert len(found.contradictions) == 6  # each shade is in both classes
 
 
-def test_unlabelled_images_count_as_seen_and_have_no_label_to_contradict(root):
+def test_unlabeled_images_count_as_seen_and_have_no_label_to_contradict(root):
     whole, few = open_pictures(root), open_pictures(root, labels="20%")
     assert len(few.splits["train"]) == 8
     found = [duplicates.find(data).copies["test"]["train"].of for data in (whole, few)]

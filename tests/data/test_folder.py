@@ -46,9 +46,9 @@ def test_official_splits_in_their_spellings(tmp_path, train, val, test):
 
 
 def test_train_and_val_alone_make_no_test_split(tmp_path):
-    source = open_folder(tree(tmp_path, "train/a/1.png", "train/b/1.png", "valid/b/2.png", "unlabelled/9.png"))
+    source = open_folder(tree(tmp_path, "train/a/1.png", "train/b/1.png", "valid/b/2.png", "unlabeled/9.png"))
     assert sorted(source.splits) == ["train", "val"]
-    assert source.skipped == (("unlabelled/9.png", "outside of the folders train, valid"),)
+    assert source.skipped == (("unlabeled/9.png", "outside of the folders train, valid"),)
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -177,7 +177,7 @@ def test_a_crop_lies_in_the_picture_with_the_share_and_the_ratio_asked_for(key, 
 AUGMENTATIONS = [
     Augmentation(24, rotation=30.0, scale=(0.3, 0.9)),
     Augmentation(16, flip=False, scale=(0.5, 0.5), ratio=(0.8, 2.0)),
-    Augmentation(32, crop="random", rotation=5.0, turns=3),
+    Augmentation(32, crop="random", rotation=5.0, rotations=3),
     Augmentation(20, crop="random"),
     Augmentation(32, crop="center", rotation=180.0, flip=False),
     Augmentation(15, crop="center", flip=False),
@@ -208,7 +208,7 @@ def test_a_view_is_the_crop_flip_and_turn_that_were_asked_for(which, key, size):
     np.testing.assert_allclose(known @ affine.T, seen[free][:, :2], atol=0.01)
 
     angle = np.arctan2(-affine[1, 0], affine[0, 0])
-    assert abs(np.rad2deg(angle)) <= a.rotation * a.turns + 0.1
+    assert abs(np.rad2deg(angle)) <= a.rotation * a.rotations + 0.1
     back = jnp.float32(-np.rad2deg(angle))
     straight = np.asarray(rotate_map(jnp.asarray(affine, jnp.float32), back, jnp.array(size)))
     np.testing.assert_allclose([straight[0, 1], straight[1, 0]], 0, atol=0.005)

@@ -33,9 +33,9 @@ def of_each(source, chosen):
 
 def test_a_share_of_each_class_or_of_all_or_a_number_per_class():
     source, everything = make_source(), np.arange(267)
-    labelled, unlabelled = cut_labels(source, everything, "10%", seed=0, stratify=True)
-    assert of_each(source, labelled) == [20, 6, 1]
-    assert np.array_equal(np.union1d(labelled, unlabelled), everything) and len(labelled) + len(unlabelled) == 267
+    labeled, unlabeled = cut_labels(source, everything, "10%", seed=0, stratify=True)
+    assert of_each(source, labeled) == [20, 6, 1]
+    assert np.array_equal(np.union1d(labeled, unlabeled), everything) and len(labeled) + len(unlabeled) == 267
     assert of_each(source, cut_labels(source, everything, "1%", seed=0, stratify=True)[0]) == [2, 1, 1]
     assert of_each(source, cut_labels(source, everything, "4", seed=0, stratify=False)[0]) == [4, 4, 4]
     uniform = [of_each(source, cut_labels(source, everything, "1%", seed=s, stratify=False)[0]) for s in range(40)]
@@ -64,17 +64,17 @@ def test_labels_kept_are_counted_by_class_and_larger_shares_contain_smaller_ones
         (str(each + 1), [min(each + 1, n) for n in sizes]),
     ):
         try:
-            labelled, unlabelled = cut_labels(source, train, how, seed=seed, stratify=stratify)
+            labeled, unlabeled = cut_labels(source, train, how, seed=seed, stratify=stratify)
         except UserError:
             assert wanted is None or sum(wanted) == len(train)
             continue
-        assert np.array_equal(np.sort(np.concatenate([labelled, unlabelled])), train)
-        found = of_each(source, labelled)
+        assert np.array_equal(np.sort(np.concatenate([labeled, unlabeled])), train)
+        found = of_each(source, labeled)
         by_class = stratify or not how.endswith("%")
         assert wanted is None or (found if by_class else [sum(found)]) == wanted
         kind = how.lstrip("0123456789.")
-        assert smaller[kind] <= set(labelled.tolist())
-        smaller[kind] = set(labelled.tolist())
+        assert smaller[kind] <= set(labeled.tolist())
+        smaller[kind] = set(labeled.tolist())
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=2, max_size=2, unique=True), st.booleans())
@@ -91,8 +91,8 @@ def test_seeds_differ_in_whose_labels_are_kept(seeds, stratify):
 def test_any_text_is_a_form_or_refused_in_one_line(how):
     source = make_source((30, 4))
     with contextlib.suppress(UserError):
-        labelled, unlabelled = cut_labels(source, np.arange(34), how, seed=0, stratify=True)
-        assert len(labelled) and (len(unlabelled) or how == "all")
+        labeled, unlabeled = cut_labels(source, np.arange(34), how, seed=0, stratify=True)
+        assert len(labeled) and (len(unlabeled) or how == "all")
         return
     with pytest.raises(UserError, match=r"\A.+\Z"):
         cut_labels(source, np.arange(34), how, seed=0, stratify=True)
@@ -101,9 +101,9 @@ def test_any_text_is_a_form_or_refused_in_one_line(how):
 @given(COUNTS, st.data(), st.booleans())
 def test_each_image_trains_on_its_own_label_or_on_the_one_it_was_given(counts, data, soft):
     source = make_source(counts)
-    fates = st.sampled_from(["labelled", "unlabelled", "given", "elsewhere"])
+    fates = st.sampled_from(["labeled", "unlabeled", "given", "elsewhere"])
     fate = np.array(data.draw(st.lists(fates, min_size=len(source), max_size=len(source))))
-    hidden = np.flatnonzero(np.isin(fate, ["unlabelled", "given"]))
+    hidden = np.flatnonzero(np.isin(fate, ["unlabeled", "given"]))
     chosen = np.array(data.draw(st.permutations(np.flatnonzero(fate == "given").tolist())), np.int64)
     known = source.labels.copy()
     known[hidden] = labels.UNLABELED
@@ -112,12 +112,12 @@ def test_each_image_trains_on_its_own_label_or_on_the_one_it_was_given(counts, d
     if soft:
         made = rng.dirichlet(np.ones(classes), len(chosen)).astype(np.float32)
     pseudo = PseudoLabels(np.array([source.names[i] for i in chosen], dtype=str), made)
-    labelled = np.flatnonzero(fate == "labelled")
-    train_on, targets = labels.give(dataclasses.replace(source, labels=known), labelled, hidden, pseudo)
-    assert np.array_equal(train_on, np.flatnonzero(np.isin(fate, ["labelled", "given"])))
+    labeled = np.flatnonzero(fate == "labeled")
+    train_on, targets = labels.give(dataclasses.replace(source, labels=known), labeled, hidden, pseudo)
+    assert np.array_equal(train_on, np.flatnonzero(np.isin(fate, ["labeled", "given"])))
     assert np.array_equal(targets[chosen], made)
-    own = source.labels[labelled]
-    assert np.array_equal(targets[labelled], np.eye(classes)[own] if soft else own)
+    own = source.labels[labeled]
+    assert np.array_equal(targets[labeled], np.eye(classes)[own] if soft else own)
     assert targets.dtype == (np.float32 if soft else np.int32)
 
 
@@ -128,7 +128,7 @@ def test_other_forms_are_refused(how):
 
 
 def test_no_images_left_without_a_label():
-    with pytest.raises(UserError, match="leaves none of the 267 training images unlabelled"):
+    with pytest.raises(UserError, match="leaves none of the 267 training images unlabeled"):
         cut_labels(make_source(), np.arange(267), "200", seed=0, stratify=True)
 
 
@@ -138,20 +138,20 @@ def listed(photos, **settings):
 
 def test_labels_are_out_of_reach(photos):
     found = listed(photos)
-    assert (found.source.labels[found.splits["unlabelled"]] == labels.UNLABELED).all()
+    assert (found.source.labels[found.splits["unlabeled"]] == labels.UNLABELED).all()
     assert (found.targets[found.splits["train"]] == found.truth[found.splits["train"]]).all()
-    assert not set(found.splits["train"]) & set(found.splits["unlabelled"])
+    assert not set(found.splits["train"]) & set(found.splits["unlabeled"])
     assert len(found.splits["train"]) == 9 and len(found.pool) == 36
 
 
-def test_pseudo_labels_join_the_labelled(photos, tmp_path):
+def test_pseudo_labels_join_the_labeled(photos, tmp_path):
     before = listed(photos)
-    chosen = before.splits["unlabelled"][::2]
+    chosen = before.splits["unlabeled"][::2]
     names = np.array([before.source.names[i] for i in chosen])
     PseudoLabels(names, np.full(len(names), 2, np.int32)).save(tmp_path / "hard.npz")
     hard = listed(photos, data__pseudo=str(tmp_path / "hard.npz"))
     assert np.array_equal(hard.splits["train"], np.union1d(before.splits["train"], chosen))
-    assert (hard.targets[chosen] == 2).all() and np.array_equal(hard.splits["unlabelled"], before.splits["unlabelled"])
+    assert (hard.targets[chosen] == 2).all() and np.array_equal(hard.splits["unlabeled"], before.splits["unlabeled"])
     rows = np.tile(np.array([[0.5, 0.2, 0.3]], np.float32), (len(names), 1))
     PseudoLabels(names, rows).save(tmp_path / "soft.npz")
     soft = listed(photos, data__pseudo=str(tmp_path / "soft.npz"))
@@ -175,7 +175,7 @@ def test_pseudo_labels_join_the_labelled(photos, tmp_path):
     ("names", "targets", "words"),
     [
         (["red/000.png", "red/000.png"], np.zeros(2, np.int32), "two labels for one image"),
-        (["no.png"], np.zeros(1, np.int32), "'no.png', which is not one of the unlabelled images"),
+        (["no.png"], np.zeros(1, np.int32), "'no.png', which is not one of the unlabeled images"),
         (["red/000.png"], np.full(1, 3, np.int32), "a label beyond the 3 classes"),
         (["red/000.png"], np.full((1, 4), 0.25, np.float32), "4 probabilities per image, but there are 3 classes"),
         (["red/000.png"], np.zeros(1, np.float32), "one int, or one row of probabilities, per name"),
@@ -184,7 +184,7 @@ def test_pseudo_labels_join_the_labelled(photos, tmp_path):
 )
 def test_pseudo_labels_that_do_not_fit(photos, tmp_path, names, targets, words):
     found = listed(photos)
-    names = [found.source.names[found.splits["unlabelled"][0]] if name == "red/000.png" else name for name in names]
+    names = [found.source.names[found.splits["unlabeled"][0]] if name == "red/000.png" else name for name in names]
     PseudoLabels(np.array(names), targets).save(tmp_path / "p.npz")
     with pytest.raises(UserError, match=words):
         listed(photos, data__pseudo=str(tmp_path / "p.npz"))
@@ -211,15 +211,15 @@ def test_files_that_are_no_pseudo_labels(photos, tmp_path):
     for path in (tmp_path / "flipped.npz", tmp_path / "p.npz", tmp_path / "none.npz", tmp_path):
         with pytest.raises(UserError, match=r"is no file of pseudo-labels"):
             listed(photos, data__pseudo=str(path))
-    with pytest.raises(UserError, match=r"labels for unlabelled images, but data\.labels=all"):
+    with pytest.raises(UserError, match=r"labels for unlabeled images, but data\.labels=all"):
         load.open_data(tiny.make_config(photos, data__pseudo="p.npz").data, seed=0)
 
 
 def test_hidden_labels_change_nothing(photos, tmp_path, monkeypatch):
-    """With the labels of unlabelled images permuted, a run gives the same numbers."""
+    """With the labels of unlabeled images permuted, a run gives the same numbers."""
     config = tiny.make_config(photos, data__labels="25%", data__stratify=False, epochs=2)
     first = single_run.run(config, tmp_path / "a", console=QUIET)
-    tiny.permute_labels(monkeypatch, config, "unlabelled")
+    tiny.permute_labels(monkeypatch, config, "unlabeled")
     second = single_run.run(config, tmp_path / "b", console=QUIET)
     assert first["history"] == second["history"] and first["test"] == second["test"]
     for a, b in zip(*(np.load(tmp_path / x / "predictions.npz").values() for x in "ab"), strict=True):
@@ -232,17 +232,17 @@ def opened(folder, **settings):
 
 
 @pytest.mark.parametrize("how, train, more", [("all", 36, 0), ("25%", 9, 27)])
-def test_a_folder_of_unlabelled_images_joins_those_without_a_label(photos, tmp_path, how, train, more):
+def test_a_folder_of_unlabeled_images_joins_those_without_a_label(photos, tmp_path, how, train, more):
     shutil.copytree(photos / "red", tmp_path / "more/deep")
-    found = opened(photos, data__labels=how, data__unlabelled=str(tmp_path / "more"))
+    found = opened(photos, data__labels=how, data__unlabeled=str(tmp_path / "more"))
     alone = opened(photos, data__labels=how)
-    assert [len(found.splits[name]) for name in ("train", "val", "test", "unlabelled")] == [train, 18, 18, 24 + more]
+    assert [len(found.splits[name]) for name in ("train", "val", "test", "unlabeled")] == [train, 18, 18, 24 + more]
     for split in ("train", "val", "test"):
         assert np.array_equal(found.splits[split], alone.splits[split])
-    added = found.splits["unlabelled"][more:]
+    added = found.splits["unlabeled"][more:]
     assert (found.truth[added] == labels.UNLABELED).all()
     names = [found.source.names[i] for i in added]
-    assert names == [f"unlabelled:more/deep/{i:03}.png" for i in range(24)]
+    assert names == [f"unlabeled:more/deep/{i:03}.png" for i in range(24)]
     assert found.source.read(int(added[3])) == (photos / "red/003.png").read_bytes()
     assert found.source.read.stamp(int(added[3]))[0] == len(found.source.read(int(added[3])))
     assert found.source.read.stamp(0) != found.source.read.stamp(int(added[0]))
@@ -250,11 +250,11 @@ def test_a_folder_of_unlabelled_images_joins_those_without_a_label(photos, tmp_p
 
 def test_it_joins_any_source(photos):
     found = opened(
-        photos, data__source="shapes:tiny", data__split="official", data__unlabelled=f"{photos}/red,{photos}/blue"
+        photos, data__source="shapes:tiny", data__split="official", data__unlabeled=f"{photos}/red,{photos}/blue"
     )
-    assert len(found.splits["unlabelled"]) == 48
+    assert len(found.splits["unlabeled"]) == 48
     data = load.decode_data(tiny.make_config(photos).data, found, resize=40, workdir=None)
-    assert data.pixels.held[data.splits["unlabelled"]].all()
+    assert data.pixels.held[data.splits["unlabeled"]].all()
 
 
 @pytest.mark.parametrize(
@@ -262,15 +262,15 @@ def test_it_joins_any_source(photos):
     [("nowhere", "there is no folder '.*/photos/nowhere' nor '.*nowhere'"), ("empty", "no images in"),
      ("red,red", "names red twice"), ("{photos}", "is all of '.*photos'")],
 )  # fmt: skip
-def test_unlabelled_folders_that_cannot_be(photos, tmp_path, value, words, monkeypatch):
+def test_unlabeled_folders_that_cannot_be(photos, tmp_path, value, words, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"data.unlabelled=.*{words}") as caught:
-        opened(photos, data__unlabelled=value.format(photos=photos))
+    with pytest.raises(UserError, match=f"data.unlabeled=.*{words}") as caught:
+        opened(photos, data__unlabeled=value.format(photos=photos))
     assert "\n" not in str(caught.value)
 
 
 def test_they_need_a_method(photos):
-    with pytest.raises(UserError, match=r"or data\.unlabelled=FOLDER"):
+    with pytest.raises(UserError, match=r"or data\.unlabeled=FOLDER"):
         check(tiny.make_config(photos, semi__method="fixmatch"))
-    check(tiny.make_config(photos, semi__method="fixmatch", data__unlabelled="more"))
+    check(tiny.make_config(photos, semi__method="fixmatch", data__unlabeled="more"))

@@ -113,20 +113,20 @@ def test_names_with_a_split_in_them_are_no_splits_if_they_do_not_agree(tmp_path)
         (files(CLASSES) + files("test", CLASSES), r"data.test=test \(the rest is then train\)"),
         (
             files("train", CLASSES) + files("unlabelled"),
-            "say data.unlabelled=unlabelled data.train=train if the images",
+            "say data.unlabeled=unlabelled data.train=train if the images",
         ),
         (files("train", CLASSES) + files("rest"), "say data.train=train data.test=FOLDER to leave those out"),
-        (files("labeled", CLASSES) + files("unlabeled"), "say data.unlabelled=unlabeled data.train=labeled if the"),
+        (files("labeled", CLASSES) + files("unlabeled"), "say data.unlabeled=unlabeled data.train=labeled if the"),
         (
             files(["Labelled_Images", "un-labelled images"], CLASSES),
-            "say data.unlabelled=un-labelled images data.train=L",
+            "say data.unlabeled=un-labelled images data.train=L",
         ),
-        (files("labelled", CLASSES) + files("extra"), "say data.unlabelled=extra data.train=labelled if the images of"),
+        (files("labelled", CLASSES) + files("extra"), "say data.unlabeled=extra data.train=labelled if the images of"),
         (
             files([*CLASSES, "unlabeled2017"]),
-            "say data.unlabelled=unlabeled2017 if the images of 'unlabeled2017' have no",
+            "say data.unlabeled=unlabeled2017 if the images of 'unlabeled2017' have no",
         ),
-        (files("all", ["NoLabels", *CLASSES]), "say data.unlabelled=all/NoLabels if"),
+        (files("all", ["NoLabels", *CLASSES]), "say data.unlabeled=all/NoLabels if"),
         (files("cat", ["train", "test"]) + files("dog"), "test, train in 'cat', and none of them in 'dog'"),
         (files(["amazon", "webcam"], ["train", "test"], CLASSES), "is folder:.*amazon meant"),
         (files("fruits", ["Training", "Test"], CLASSES) + files("papers"), "is folder:.*fruits meant"),
@@ -323,12 +323,12 @@ def test_an_accuracy_names_the_classes_that_it_says_nothing_of(tmp_path, finishe
 @pytest.mark.parametrize(
     "names, options, splits, left",
     [
-        (files("labeled", CLASSES) + files("unlabeled"), {"unlabelled": "unlabeled"}, {}, 4),
-        (files("labeled", CLASSES) + files("unlabeled"), {"unlabelled": "unlabeled", "named": {"train": "labeled"}},
+        (files("labeled", CLASSES) + files("unlabeled"), {"unlabeled": "unlabeled"}, {}, 4),
+        (files("labeled", CLASSES) + files("unlabeled"), {"unlabeled": "unlabeled", "named": {"train": "labeled"}},
          {"train": 4}, 4),
-        (files("labeled", ["train", "test"], CLASSES) + files("extra"), {"unlabelled": "extra"},
+        (files("labeled", ["train", "test"], CLASSES) + files("extra"), {"unlabeled": "extra"},
          {"train": 4, "test": 4}, 8),
-        (files(CLASSES) + files("unlabeled/deep"), {"unlabelled": "unlabeled"}, {}, 4),
+        (files(CLASSES) + files("unlabeled/deep"), {"unlabeled": "unlabeled"}, {}, 4),
         (files("labeled", CLASSES), {}, {}, 4),
         (files(["train", "test"], CLASSES) + files("unlabeled"), {}, {"train": 4, "test": 4}, 8),
     ],
@@ -337,7 +337,7 @@ def test_folders_of_images_without_labels_are_no_classes(tmp_path, names, option
     source, found = read(tmp_path, names, **options)
     assert (source.classes, found, len(source)) == (("cat", "dog"), splits, left)
     notes = [] if options or splits == {} else ["left out, since they are in no split: 'unlabeled' (2 images); "
-                                                "data.unlabelled=unlabeled takes it"]  # fmt: skip
+                                                "data.unlabeled=unlabeled takes it"]  # fmt: skip
     assert list(source.notes) == notes
 
 

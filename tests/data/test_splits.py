@@ -221,8 +221,8 @@ def test_a_split_is_its_seeds_and_each_class_is_drawn_by_itself(classes, seeds):
     source = dataclasses.replace(source, splits={"train": np.arange(120)})
     half = make_splits(source, val=0.5, seed=seed)["val"]
     few = make_splits(source, per_class=30, seed=seed)["train"]
-    labelled = cut_labels(source, np.arange(120), "50%", seed=seed, stratify=True)[0]
-    assert not any(np.array_equal(a, b) for a, b in itertools.combinations((half, few, labelled), 2))
+    labeled = cut_labels(source, np.arange(120), "50%", seed=seed, stratify=True)[0]
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations((half, few, labeled), 2))
 
 
 ALMOST = st.from_regex(r"(kfold|holdout):[\d:.a-z]*|[\d./ ]+", fullmatch=True)

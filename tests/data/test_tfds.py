@@ -145,7 +145,7 @@ def test_any_class_label_can_be_the_label(tiny: pathlib.Path) -> None:
     assert one_line(error) == "tfds:tiny_colors has no label 'color'; it has label, warm"
 
 
-def test_train_only_has_no_splits_and_unlabelled_examples_are_passed_over(
+def test_train_only_has_no_splits_and_unlabeled_examples_are_passed_over(
     tiny: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tiny))

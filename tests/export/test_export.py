@@ -35,22 +35,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 NETWORKS = {
     "resnet18": dict(name="resnet18", width=4),
-    "resnet18 cut": dict(name="resnet18", width=4, until="layer2"),
+    "resnet18 cut": dict(name="resnet18", width=4, last_stage="layer2"),
     "resnet50": dict(name="resnet50", width=4, blocks=(1, 2)),
     "squeezenet1_0": dict(name="squeezenet1_0"),
-    "squeezenet1_1 cut": dict(name="squeezenet1_1", until="fire4"),
+    "squeezenet1_1 cut": dict(name="squeezenet1_1", last_stage="fire4"),
     "mini_xception": dict(name="mini_xception", width=8),
     "bfloat16": dict(name="resnet18", width=4, blocks=(1,), dtype="bfloat16"),
 }
 TORCHVISION = {
     "resnet18": dict(name="resnet18"),
-    "resnet18 to layer3": dict(name="resnet18", until="layer3"),
-    "resnet18 to stem": dict(name="resnet18", until="stem"),
+    "resnet18 to layer3": dict(name="resnet18", last_stage="layer3"),
+    "resnet18 to stem": dict(name="resnet18", last_stage="stem"),
     "resnet50 of few blocks": dict(name="resnet50", blocks=(1, 2)),
     "squeezenet1_0": dict(name="squeezenet1_0"),
-    "squeezenet1_0 to fire4": dict(name="squeezenet1_0", until="fire4"),
-    "squeezenet1_1 to stem": dict(name="squeezenet1_1", until="stem"),
-    "squeezenet1_1 to fire6": dict(name="squeezenet1_1", until="fire6"),
+    "squeezenet1_0 to fire4": dict(name="squeezenet1_0", last_stage="fire4"),
+    "squeezenet1_1 to stem": dict(name="squeezenet1_1", last_stage="stem"),
+    "squeezenet1_1 to fire6": dict(name="squeezenet1_1", last_stage="fire6"),
 }
 
 
@@ -240,7 +240,7 @@ def test_mistakes_are_one_line(finished, capsys, tmp_path):
 
 
 def test_a_torch_file_is_written_without_torch(tmp_path):
-    classifier = untrained(name="resnet18", until="layer1")
+    classifier = untrained(name="resnet18", last_stage="layer1")
     expected = to_torch(classifier.variables)
     (tmp_path / "model.pth").write_bytes(torch_bytes(expected))
     found = read_state_dict(tmp_path / "model.pth")
@@ -271,7 +271,7 @@ def test_torchvision_loads_it_strictly_and_says_the_same(torchvision, tmp_path, 
 
 @pytest.mark.peer
 def test_a_network_that_torchvision_has_is_run_by_it(torchvision, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifiers, "load", lambda workdir: untrained(name="resnet18", until="layer2"))
+    monkeypatch.setattr(classifiers, "load", lambda workdir: untrained(name="resnet18", last_stage="layer2"))
     told = []
     export_command.export(tmp_path, ["torch"], tmp_path / "out", tell=told.append)
     assert "by torchvision: probabilities differ by at most" in told[1]
@@ -279,7 +279,7 @@ def test_a_network_that_torchvision_has_is_run_by_it(torchvision, tmp_path, monk
 
 
 def test_where_torch_is_absent_the_line_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(classifiers, "load", lambda workdir: untrained(name="resnet18", until="layer1"))
+    monkeypatch.setattr(classifiers, "load", lambda workdir: untrained(name="resnet18", last_stage="layer1"))
     monkeypatch.setitem(parity.RUNTIMES, "torch", parity.RUNTIMES["torch"]._replace(needs=("absent_module",)))
     told = []
     export_command.export(tmp_path, ["torch"], tmp_path / "out", tell=told.append)

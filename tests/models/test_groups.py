@@ -20,8 +20,8 @@ def networks(draw, names):
         options["blocks"] = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))
     if "squeezenet" not in name and draw(st.booleans()):
         options["width"] = draw(st.integers(1, 9))
-    until = draw(st.sampled_from([None, *create_model(name, **options).trunk]))
-    return create_model(name, num_classes=draw(st.integers(1, 5)), until=until, **options)
+    last_stage = draw(st.sampled_from([None, *create_model(name, **options).trunk]))
+    return create_model(name, num_classes=draw(st.integers(1, 5)), last_stage=last_stage, **options)
 
 
 @pytest.mark.parametrize("names", [DEEP, OTHERS], ids=["deep", "others"])

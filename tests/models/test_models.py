@@ -41,7 +41,7 @@ def test_parameters_are_exactly_torchvisions(name):
 
 
 @pytest.mark.parametrize(
-    "name,until,features",
+    "name,last_stage,features",
     [
         ("resnet18", "layer3", 32),
         ("resnet50", "layer1", 32),
@@ -49,10 +49,10 @@ def test_parameters_are_exactly_torchvisions(name):
         ("squeezenet1_1", "stem", 64),
     ],
 )
-def test_until_puts_the_head_on_an_earlier_stage(name, until, features):
-    model = small(name, until=until)
+def test_last_stage_puts_the_head_on_an_earlier_stage(name, last_stage, features):
+    model = small(name, last_stage=last_stage)
     variables = init_variables(model, jax.random.key(0))
-    assert model.groups[-2:] == (until, "head")
+    assert model.groups[-2:] == (last_stage, "head")
     kernel = variables["params"]["classifier_1" if "squeezenet" in name else "fc"]["kernel"]
     assert kernel.shape[-2:] == (features, 5)
     assert model.apply(variables, jnp.zeros((2, 64, 64, 3))).shape == (2, 5)
@@ -201,7 +201,7 @@ def test_random_fields_are_uniform_and_independent_of_their_neighbors(width):
 
 
 def test_squeezenet_drops_only_when_given_keys():
-    model = small("squeezenet1_1", drop=0.5)
+    model = small("squeezenet1_1", dropout=0.5)
     variables = init_variables(model, jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
     plain = model.apply(variables, images)
@@ -214,9 +214,9 @@ def test_squeezenet_drops_only_when_given_keys():
     "call,words",
     [
         (dict(name="resnet19"), ["resnet19", "resnet18", "squeezenet1_1"]),
-        (dict(name="resnet18", until="layer9"), ["layer9", "layer3"]),
-        (dict(name="resnet18", until="head"), ["head", "layer4"]),
-        (dict(name="squeezenet1_0", depth_drop=0.1), ["depth_drop", "squeezenet1_0"]),
+        (dict(name="resnet18", last_stage="layer9"), ["layer9", "layer3"]),
+        (dict(name="resnet18", last_stage="head"), ["head", "layer4"]),
+        (dict(name="squeezenet1_0", stochastic_depth=0.1), ["stochastic_depth", "squeezenet1_0"]),
         (dict(name="squeezenet1_0", width=3), ["width", "squeezenet1_0"]),
         (dict(name="resnet18", dtype="int8"), ["int8", "bfloat16"]),
         (dict(name="resnet18", dtype="float64"), ["JAX_ENABLE_X64"]),
@@ -242,7 +242,7 @@ def test_a_fresh_head_is_torchs_new_layer(name, fan_in):
 
 def test_stochastic_depth_leaves_out_branches_of_whole_examples():
     """Of the only block of a network: with its branch, scaled, or without; by the example's key alone."""
-    model = create_model("resnet18", num_classes=3, width=4, blocks=(1,), depth_drop=0.4)
+    model = create_model("resnet18", num_classes=3, width=4, blocks=(1,), stochastic_depth=0.4)
     plain = create_model("resnet18", num_classes=3, width=4, blocks=(1,))
     variables = init_variables(model, jax.random.key(0))
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)

@@ -34,7 +34,7 @@ def test_network_equals_torchvision(name, shared, x64):
     images, train_images, labels = reference.inputs()
     np.testing.assert_allclose([np.abs(images).sum(), np.abs(train_images).sum()], theirs["input_sums"], rtol=1e-12)
 
-    model = create_model(name, dtype="float64", drop=0.0 if name.startswith("squeezenet") else None)
+    model = create_model(name, dtype="float64", dropout=0.0 if name.startswith("squeezenet") else None)
     shapes = variable_shapes(model)
     state_dict = to_torch(jax.tree.map(lambda x: np.broadcast_to(np.float64(0), x.shape), shapes))
     state_dict = {k: reference.weights_for(k, v.shape) for k, v in state_dict.items() if not k.endswith("tracked")}

@@ -1,4 +1,4 @@
-"""Labelled and unlabelled images in one step: what it learns, resumes, and does on several devices."""
+"""Labeled and unlabeled images in one step: what it learns, resumes, and does on several devices."""
 
 import json
 import shutil
@@ -53,14 +53,14 @@ def assert_the_same_end(*workdirs):
 
 def test_each_method_runs_tells_and_never_sees_hidden_labels(whole, tmp_path, monkeypatch):
     config, first, workdir = whole
-    assert [row["step"] for row in first["history"]] == [3, 6]  # 27 unlabelled images, 10 at a time
+    assert [row["step"] for row in first["history"]] == [3, 6]  # 27 unlabeled images, 10 at a time
     for row in first["history"]:
         assert 0 <= row["right"] <= row["given"] <= 27
         assert row["known"] == row["given"]
     told = first["unlabelled"]
     sure = sum(bin["images"] for bin in told["confidence"][4:])  # of 0.4 and more
     assert told["unlabelled"] == 27 and told["given"] == (27 if config.semi.method == "mean_teacher" else sure)
-    tiny.permute_labels(monkeypatch, config, "unlabelled")
+    tiny.permute_labels(monkeypatch, config, "unlabeled")
     second = single_run.run(config, tmp_path / "run", console=QUIET)
     assert_the_same_end(workdir, tmp_path / "run")
     counts = [[{k: v for k, v in row.items() if k != "right"} for row in r["history"]] for r in (first, second)]
@@ -74,7 +74,7 @@ def test_interrupted_within_an_epoch_it_goes_on_to_the_same_end(whole, tmp_path,
     assert_the_same_end(workdir, tmp_path / "cut")
 
 
-def test_without_weight_it_is_the_labelled_images_alone(photos, tmp_path):
+def test_without_weight_it_is_the_labeled_images_alone(photos, tmp_path):
     """Of the head on frozen statistics: other views in the batch change nothing."""
     settings = {
         "transfer__bn": "eval", "semi__weight": 0.0, "semi__strong_ops": 0, "augment__crop": "center",
@@ -114,7 +114,7 @@ def test_several_devices_are_one(photos, tmp_path, method):
 
 @pytest.mark.parametrize("ops", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_kept_views_are_the_views_that_would_be_drawn(photos, tmp_path, ops):
-    """With as many views as passes over the labelled images, of which there are more than over the others."""
+    """With as many views as passes over the labeled images, of which there are more than over the others."""
     settings = {
         "transfer__train": "head", "transfer__allow_fresh_frozen": True, "semi__strong_ops": ops, "semi__weight": 0.0
     }  # fmt: skip
@@ -148,7 +148,7 @@ def test_the_average_is_what_is_tested(photos, tmp_path):
         ({"data__labels": "all"}, "needs images without a label"),
         ({"population__lr": (1e-3, 1e-4)}, r"population\.\* do not go together"),
         ({"accumulate": 2}, "does not go with accumulate=2; it takes 1"),
-        ({"augment__copies": 1}, r"does not go with augment\.copies=1"),
+        ({"protocol__augmented_copies": 1}, r"does not go with protocol\.augmented_copies=1"),
         ({"semi__decay": 1.0}, r"semi\.decay=1\.0 is not below 1"),
         ({"semi__weight": -1.0}, r"semi\.weight=-1\.0 is too small"),
         ({"cache__views": 1, "semi__strong_ops": 0}, "there is one; keep 2 or more"),
@@ -165,7 +165,7 @@ def test_what_cannot_be(photos, tmp_path, settings, words):
 
 
 def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(photos, tmp_path):
-    """Three epochs of two updates are two passes of three over the unlabelled images."""
+    """Three epochs of two updates are two passes of three over the unlabeled images."""
     settings = {"select": "last", "semi__strong_ops": 0}
     single_run.run(config_of(photos, "fixmatch", **settings), tmp_path / "a", console=QUIET)
     config = config_of(photos, "fixmatch", **settings, epochs=3, epoch_steps=2)
@@ -178,7 +178,7 @@ def test_epochs_of_so_many_updates_cut_the_same_training_otherwise(photos, tmp_p
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_takes_images_of_another_folder(photos, tmp_path, method):
     shutil.copytree(photos / "red", tmp_path / "more")
-    config = config_of(photos, method, data__labels="all", data__unlabelled=str(tmp_path / "more"), semi__strong_ops=0)
+    config = config_of(photos, method, data__labels="all", data__unlabeled=str(tmp_path / "more"), semi__strong_ops=0)
     result = runs.run(config, tmp_path / "run", console=QUIET)
     assert result["unlabelled"]["unlabelled"] == 24
     assert all((row["known"], row["right"]) == (0, 0) for row in result["history"])
@@ -188,6 +188,6 @@ def test_each_method_takes_images_of_another_folder(photos, tmp_path, method):
 def test_what_is_told_as_given_was_sure_enough(photos, method, threshold, given):
     config = config_of(photos, method, semi__threshold=threshold)
     data = load.open_data(config.data, seed=0)
-    data.splits["unlabelled"] = data.splits["unlabelled"][:4]
+    data.splits["unlabeled"] = data.splits["unlabeled"][:4]
     logits = np.array([[9, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
     assert pseudo_label_report(config.semi, data, logits)["given"] == given

@@ -1,4 +1,4 @@
-"""Losses of unlabelled images against a few lines of NumPy, shapes that broadcast wrongly included."""
+"""Losses of unlabeled images against a few lines of NumPy, shapes that broadcast wrongly included."""
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +55,9 @@ def test_fixmatch(pair, threshold):
 
 
 def test_flexmatch_thresholds():
-    def by_hand(status, unlabelled, classes, base):
+    def by_hand(status, unlabeled, classes, base):
         counts = np.array([(status == c).sum() for c in range(classes)])
-        beta = counts / max(counts.max(), unlabelled - counts.sum(), 1)
+        beta = counts / max(counts.max(), unlabeled - counts.sum(), 1)
         return base * beta / (2 - beta)
 
     rng = np.random.default_rng(0)

@@ -30,7 +30,7 @@ def test_overrides_by_dotted_name():
         "--config.optimizer.lr=0.5",
         "--config",
         FOLDER,
-        "--config.model.until=layer3",
+        "--config.model.last_stage=layer3",
         "--config.transfer.train=head,layer4",
         "--config.augment.scale=(0.5, 1.0)",
         "--config.seed",
@@ -39,7 +39,7 @@ def test_overrides_by_dotted_name():
         "--config.augment.flip=False",
     )
     assert path.name == "folder.py"
-    assert (config.optimizer.lr, config.model.until, config.seed) == (0.5, "layer3", 7)
+    assert (config.optimizer.lr, config.model.last_stage, config.seed) == (0.5, "layer3", 7)
     assert (config.transfer.train, config.augment.scale) == ("head,layer4", (0.5, 1.0))
     assert (config.model.blocks, config.augment.flip) == ((1, 1), False)
 
@@ -58,7 +58,7 @@ def test_the_demo_is_the_default():
         (["--config.seed.x=1"], ["seed is a value"]),
         (["--config.optimizer.lr=fast"], ["optimizer.lr=fast"]),
         (["--config.epochs=1.5"], ["epochs=1.5", "such as 10"]),
-        (["--config.model=x"], ["config.model=x", "until, weights"]),
+        (["--config.model=x"], ["config.model=x", "stochastic_depth, weights"]),
         (["--config=configs/folder.py", "--config=configs/demo.py"], ["twice"]),
         (["--config.augment.flip=maybe"], ["maybe"]),
         (["--config=configs/foldr.py"], ["no such file", "did you mean configs/folder.py"]),
@@ -126,7 +126,7 @@ def test_a_config_that_an_older_version_wrote_is_read(tmp_path, monkeypatch):
         (["--config.model.name=vgg16"], ["vgg16", "resnet18"]),
         (["--config.model.weights=no/such.pth"], ["no/such.pth"]),
         (["--config.model.weights=imagenet-v2"], ["imagenet-v2", "resnet18"]),
-        (["--config.model.until=layer7"], ["layer7", "layer3"]),
+        (["--config.model.last_stage=layer7"], ["layer7", "layer3"]),
         (["--config.transfer.train=layer7"], ["layer7", "layer3"]),
         (["--config.transfer.train=head"], ["fresh and frozen", "allow_fresh_frozen"]),
         (["--config.transfer.bn=frozen"], ["frozen", "torch_frozen_params"]),
@@ -153,7 +153,7 @@ def test_a_config_that_an_older_version_wrote_is_read(tmp_path, monkeypatch):
         (["--config.optimizer.momentum=5.0"], ["momentum"]),
         (["--config.model.width=0"], ["width"]),
         (["--config.model.blocks=()"], ["blocks"]),
-        (["--config.model.drop=2.0"], ["drop"]),
+        (["--config.model.dropout=2.0"], ["model.dropout"]),
         (["--config.transfer.fresh=layer7"], ["layer7"]),
         (["--config.run=fly"], ["fly", "demo"]),
     ],

@@ -14,7 +14,7 @@ from tljax.train.setup import outline
 
 USUAL = flatten(get_config().to_dict())
 KINDS = {name: field_of(get_config(), name.split(".")[:-1]).get_type(name.rpartition(".")[2]) for name in USUAL}
-OF_NETWORK = {"model.width", "model.drop", "model.depth_drop", "optimizer.lr", "optimizer.lr_decay"}
+OF_NETWORK = {"model.width", "model.dropout", "model.stochastic_depth", "optimizer.lr", "optimizer.lr_decay"}
 """Numbers that are looked at with the network."""
 
 

@@ -242,6 +242,10 @@ def test_commands(tmp_path, capsys, monkeypatch):
         (["run", "002-table6", "--row", "SGDD"], "002-table6 has no row 'SGDD'; it has SGD; Adam; "),
         (["run", "000-table2", "--search", "optimizer.lr=1,2"], "000-table2 searches no optimizer.lr"),
         (["run", "002-table6", "--search", "optimizer.lr=()"], "--search optimizer.lr is empty"),
+        (
+            ["run", "000-table2", "--set", "model.until=layer3"],
+            "--set model.until: this field is called model.last_stage",
+        ),
         (["run", "000-table2", "--set", "epoch=2"], "--set epoch: a config has no such field; did you mean epochs?"),
         (["run", "000-table2", "--set", "epochs=few"], "epochs='few' does not fit a config"),
         (["run", "000-table2", "--set", "epochs=0"], "epochs=0 is too small; it is at least 1"),

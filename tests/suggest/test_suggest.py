@@ -197,17 +197,17 @@ def test_the_tests_labels_are_not_read(found, config, pretrained, monkeypatch):
     assert found.test_labels_read == 0
     tiny.permute_labels(monkeypatch, config, "test")
     again = suggest_command.suggest(config, (Backbone("resnet18", None, str(pretrained)),), layers=False, console=QUIET)
-    mine = next(one for one in found.looked if one.backbone.until is None)
+    mine = next(one for one in found.looked if one.backbone.last_stage is None)
     np.testing.assert_array_equal(again.looked[0].probed.probabilities, mine.probed.probabilities)
 
 
 def test_the_backbones_are_those_named_the_most_accurate_first(found):
     correct = [one.probed.right.sum() for one in found.looked]
     assert sorted(correct, reverse=True) == correct
-    assert {one.backbone.until for one in found.looked} == {None, "layer1"}
+    assert {one.backbone.last_stage for one in found.looked} == {None, "layer1"}
     assert all(len(one.probed.labels) == 66 for one in found.looked)
     best = found.best.backbone
-    assert (found.fields["model.until"], found.fields["model.weights"]) == (best.until, best.weights)
+    assert (found.fields["model.last_stage"], found.fields["model.weights"]) == (best.last_stage, best.weights)
 
 
 def test_between_probes_that_do_not_differ_significantly_short_runs_decide(found):
@@ -295,7 +295,7 @@ def test_mistakes_are_told_before_anything_is_tried(config, folder):
         with pytest.raises(UserError, match=words):
             suggest_command.suggest(trial.with_fields(config, fields), console=QUIET)
     few = trial.with_fields(config, {"data.per_class": 1})
-    with pytest.raises(UserError, match="has 1 labelled training image; cross-validation needs 2 of each"):
+    with pytest.raises(UserError, match="has 1 labeled training image; cross-validation needs 2 of each"):
         suggest_command.suggest(few, (trial.own_backbone(config),), console=QUIET)
 
 

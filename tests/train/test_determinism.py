@@ -17,7 +17,7 @@ KEPT = {"transfer__train": "head", "transfer__allow_fresh_frozen": True, "cache_
 
 
 def ran(photos, workdir, **overrides):
-    settings = {"epochs": 2, "model__drop": 0.2} | overrides
+    settings = {"epochs": 2, "model__dropout": 0.2} | overrides
     single_run.run(tiny.make_config(photos, **settings), workdir, console=QUIET)
     return workdir
 

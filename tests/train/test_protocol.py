@@ -19,7 +19,7 @@ QUIET = make_console(quiet=True)
 
 def test_augmented_copies_stand_beside_plain_images(photos):
     """An epoch has every image plain and its copies, each with a key of its own."""
-    config = tiny.make_config(photos, augment__copies=2, augment__crop="random_resized", batch_size=10)
+    config = tiny.make_config(photos, protocol__augmented_copies=2, augment__crop="random_resized", batch_size=10)
     experiment, _ = prepare(config, None, QUIET)
     feed = experiment.feed("train", training=True)
     count, images = len(experiment.data.splits["train"]), len(experiment.data.source.names)
@@ -39,8 +39,8 @@ def test_augmented_copies_stand_beside_plain_images(photos):
 
 
 def test_a_run_with_copies_counts_them(photos, tmp_path):
-    config = tiny.make_config(photos, augment__copies=1, epochs=2, transfer__train="head", transfer__fresh="all",
-                              transfer__allow_fresh_frozen=True)  # fmt: skip
+    config = tiny.make_config(photos, protocol__augmented_copies=1, epochs=2, transfer__train="head",
+                              transfer__fresh="all", transfer__allow_fresh_frozen=True)  # fmt: skip
     result = single_run.run(config, tmp_path / "run", console=QUIET)
     assert result["best_step"] in (9, 18)  # 36 images twice, in batches of 8
     assert (result["features"] or {}).get("splits", ["val"]) == ["val"]

@@ -105,7 +105,7 @@ def test_nothing_open_is_nothing_chosen(photos):
     assert choose(config) == (config, ())
 
 
-def test_phases_and_unlabelled_images_keep_the_usual_values():
+def test_phases_and_unlabeled_images_keep_the_usual_values():
     filled, choices = choose(tljax.config("shapes:target", weights=None, phases="all@2; head@3@1e-4"))
     assert (filled.epochs, filled.cache.views, filled.select) == (5, 0, "validation")
     assert [choice.reason for choice in choices if choice.field == "epochs"] == ["what transfer.phases add up to"]

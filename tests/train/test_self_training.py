@@ -89,8 +89,8 @@ def test_a_student_is_the_run_that_has_the_teachers_labels(done, photos, tmp_pat
     """Its pseudo-labels are the teacher's clean answers, and nothing else of the teacher reaches it."""
     _, workdir = done
     with np.load(workdir / "round-0" / "predictions.npz") as answers:
-        logits, names = answers["unlabelled_logits"], answers["unlabelled_names"]
-        assert "unlabelled_labels" not in answers
+        logits, names = answers["unlabeled_logits"], answers["unlabeled_names"]
+        assert "unlabeled_labels" not in answers
     given = labels.PseudoLabels.load(workdir / "labels-1.npz")
     exp = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     confidence = (exp / exp.sum(1, keepdims=True)).max(1)
@@ -261,7 +261,7 @@ def test_what_cannot_be(photos, tmp_path, settings, words):
 
 def test_a_teacher_labels_images_of_another_folder(photos, tmp_path):
     config = tiny.make_config(
-        photos, data__unlabelled=str(photos / "red"), data__train=".", semi__method="pseudo_label", epochs=1
+        photos, data__unlabeled=str(photos / "red"), data__train=".", semi__method="pseudo_label", epochs=1
     )
     result = runs.run(config, tmp_path / "run", console=QUIET)
     labels = result["rounds"][1]["labels"]

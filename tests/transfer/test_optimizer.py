@@ -91,7 +91,7 @@ def test_moments_of_what_goes_on_training_are_carried():
 
 SMALL = {
     "resnet18": MODEL,
-    "squeezenet1_1": create_model("squeezenet1_1", num_classes=2, until="fire2"),
+    "squeezenet1_1": create_model("squeezenet1_1", num_classes=2, last_stage="fire2"),
     "mini_xception": create_model("mini_xception", num_classes=2, width=4),
 }
 ALL_SHAPES = {name: variable_shapes(model) for name, model in SMALL.items()}

@@ -26,7 +26,7 @@ def group(made, name):
 
 SMALL = {
     "resnet18": MODEL,
-    "squeezenet1_1": create_model("squeezenet1_1", num_classes=2, until="fire4"),
+    "squeezenet1_1": create_model("squeezenet1_1", num_classes=2, last_stage="fire4"),
     "mini_xception": create_model("mini_xception", num_classes=2, width=8),
 }
 ALL_SHAPES = {name: variable_shapes(model) for name, model in SMALL.items()}

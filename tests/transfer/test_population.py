@@ -33,7 +33,7 @@ def squeezed(once, photos):
 
 
 def squeezenet(photos, **overrides):
-    name = {"model__name": "squeezenet1_1", "model__width": None, "model__blocks": None, "model__until": "fire2"}
+    name = {"model__name": "squeezenet1_1", "model__width": None, "model__blocks": None, "model__last_stage": "fire2"}
     return tiny.make_config(photos, **(name | {"epochs": 1} | overrides))
 
 
@@ -140,7 +140,9 @@ def test_a_full_disk_ends_no_run_that_can_do_without_features(photos, pretrained
         single_run.run(tiny.make_config(photos, cache__views=1, **options), tmp_path / "views", console=QUIET)
 
 
-@pytest.mark.parametrize("options", [{"cache__features": "off"}, {"transfer__train": "all"}, {"augment__copies": 1}])
+@pytest.mark.parametrize(
+    "options", [{"cache__features": "off"}, {"transfer__train": "all"}, {"protocol__augmented_copies": 1}]
+)
 def test_views_that_could_not_be_kept_are_refused(photos, pretrained, tmp_path, options):
     settings = {"model__weights": str(pretrained), "transfer__train": "head", "cache__views": 2} | options
     with pytest.raises(UserError, match=r"cache\.views"):

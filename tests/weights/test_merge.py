@@ -176,10 +176,12 @@ def test_report_for_the_record():
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("until, fresh, unused", [(None, ["layer4", "head"], []), ("layer3", ["head"], ["layer4"])])
-def test_the_real_resnet18_without_layer4(shared, until, fresh, unused):
+@pytest.mark.parametrize(
+    "last_stage, fresh, unused", [(None, ["layer4", "head"], []), ("layer3", ["head"], ["layer4"])]
+)
+def test_the_real_resnet18_without_layer4(shared, last_stage, fresh, unused):
     loaded = from_torch(read_state_dict(shared / "data" / "resnet18_to_layer3-imagenet.pth"))
-    model = create_model("resnet18", num_classes=3, until=until)
+    model = create_model("resnet18", num_classes=3, last_stage=last_stage)
     init = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), variable_shapes(model))
     merged = merge_pretrained(init, loaded, fresh=fresh, group_of=model.group_of, unused_groups=unused)
     for path, leaf in flatten(merged):

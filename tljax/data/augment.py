@@ -29,9 +29,9 @@ class Augmentation:
       ratio: likewise, the range of width / height.
       flip: mirrors left and right with probability one half.
       rotation: turns the whole picture, before the crop, by up to so many degrees either way; black comes in.
-      turns: how many such angles are drawn; the picture is turned by their sum.
+      rotations: how many such angles are drawn; the picture is turned by their sum.
       color: what happens to its colors, after all geometry.
-      colour_last: after normalization, where torchvision's color transforms were not meant to be.
+      color_after_normalization: after normalization, where torchvision's color transforms were not meant to be.
       rand: operations of RandAugment on the view, before its colors.
     """
 
@@ -41,9 +41,9 @@ class Augmentation:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     rotation: float = 0.0
-    turns: int = 1
+    rotations: int = 1
     color: Color = dataclasses.field(default_factory=Color)
-    colour_last: bool = False
+    color_after_normalization: bool = False
     rand: RandAugment = dataclasses.field(default_factory=RandAugment)
 
     @property
@@ -64,8 +64,8 @@ class Augmentation:
             raise UserError(f"augment.ratio={self.ratio} is not two numbers 0 < low <= high")
         if not 0 <= self.rotation <= 180:
             raise UserError(f"augment.rotation={self.rotation} is not between 0 and 180 degrees")
-        if self.turns < 1:
-            raise UserError(f"augment.turns={self.turns} is not 1 or more; augment.rotation=0 turns nothing")
+        if self.rotations < 1:
+            raise UserError(f"protocol.rotations={self.rotations} is not 1 or more; augment.rotation=0 turns nothing")
 
 
 def augment_one(key: jax.Array, image: jax.Array, size: jax.Array, *, augmentation: Augmentation) -> jax.Array:
@@ -88,7 +88,7 @@ def augment_one(key: jax.Array, image: jax.Array, size: jax.Array, *, augmentati
     if a.flip:
         affine = flip_map(affine, jax.random.bernoulli(flip_key), a.size)
     if a.rotation:
-        degrees = jax.random.uniform(turn_key, (a.turns,), minval=-a.rotation, maxval=a.rotation)
+        degrees = jax.random.uniform(turn_key, (a.rotations,), minval=-a.rotation, maxval=a.rotation)
         affine = rotate_map(affine, degrees.sum(), size)
     return sample(image, size, affine, a.size)
 
@@ -111,10 +111,10 @@ def make_views(
         x = geometry(keys, images, sizes)
         if augmentation.rand.operations:
             x = jax.vmap(augmentation.rand)(streams(keys, AugmentStream.RAND_AUGMENT), x)
-        if color.changes and not augmentation.colour_last:
+        if color.changes and not augmentation.color_after_normalization:
             x = 255 * change(keys, x / 255)
         x = normalize(x)
-        return change(keys, x) if color.changes and augmentation.colour_last else x
+        return change(keys, x) if color.changes and augmentation.color_after_normalization else x
 
     return views
 

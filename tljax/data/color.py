@@ -33,7 +33,7 @@ class Color:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    grey: float = 0.0
+    grayscale: float = 0.0
     invert: float = 0.0
     blur: int = 0
 
@@ -43,7 +43,7 @@ class Color:
                 raise UserError(f"augment.{name}={getattr(self, name)} is negative; it is 0 or more")
         if not 0 <= self.hue <= 0.5:
             raise UserError(f"augment.hue={self.hue} is not between 0 and 0.5, half the circle of colors")
-        for name in ("grey", "invert"):
+        for name in ("grayscale", "invert"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name}={getattr(self, name)} is not a probability, 0 to 1")
         if self.blur < 0 or (self.blur and self.blur % 2 == 0):
@@ -57,7 +57,7 @@ class Color:
     @property
     def random(self) -> bool:
         """Whether two views of a picture can differ."""
-        return dataclasses.replace(self, grey=self.grey % 1, invert=self.invert % 1).changes
+        return dataclasses.replace(self, grayscale=self.grayscale % 1, invert=self.invert % 1).changes
 
     def __call__(self, key: jax.Array, x: jax.Array) -> jax.Array:
         """One random key, one picture -> the picture changed."""
@@ -73,8 +73,8 @@ class Color:
             order = jax.random.permutation(order_key, len(jitters))
             for place in range(len(jitters)):
                 x = jax.lax.switch(order[place], jitters, x)
-        if self.grey:
-            x = jnp.where(jax.random.bernoulli(gray_key, self.grey), jnp.broadcast_to(luminance(x), x.shape), x)
+        if self.grayscale:
+            x = jnp.where(jax.random.bernoulli(gray_key, self.grayscale), jnp.broadcast_to(luminance(x), x.shape), x)
         if self.invert:
             x = jnp.where(jax.random.bernoulli(invert_key, self.invert), 1 - x, x)
         if self.blur:

@@ -81,7 +81,7 @@ class Files:
 
 def open_folder(
     path: str | os.PathLike[str], *, label: str = "folder", named: Mapping[str, str] | None = None,
-    unlabelled: str = "",
+    unlabeled: str = "",
 ) -> Source:  # fmt: skip
     """Lists a folder of images; nothing in it is opened or changed.
 
@@ -104,7 +104,7 @@ def open_folder(
       named: by split, its folder, relative to `path` or not, or several with commas between. `'.'` is all that is in
         no other one; as `train` alone, all of it with classes for first folders. What is not named is as the folder
         has it.
-      unlabelled: folders of images without labels, which `add_unlabelled` takes; those in `path` are left out.
+      unlabeled: folders of images without labels, which `add_unlabeled` takes; those in `path` are left out.
 
     Raises:
       UserError: no such folder, no images, fewer than two classes, classes in `val` or `test` that `train` lacks,
@@ -112,7 +112,7 @@ def open_folder(
         does not compile, has no group, or matches no file name.
     """
     pattern = _pattern(label)
-    files, skipped, splits_of = _list(path, named or {}, unlabelled)
+    files, skipped, splits_of = _list(path, named or {}, unlabeled)
     layout = understand(Folder.of(files), path=str(path), by_folder=pattern is None, named=splits_of)
     rows = _rows(files, layout, pattern, skipped)
     if not rows:
@@ -204,19 +204,17 @@ def open_labeled(
 
 
 def _list(
-    path: str | os.PathLike[str], named: Mapping[str, str], unlabelled: str = ""
+    path: str | os.PathLike[str], named: Mapping[str, str], unlabeled: str = ""
 ) -> tuple[dict[str, str], list[tuple[str, str]], dict[str, str]]:
     """{name: path} of what may be images, (name, reason) of what is passed over, and {folder: split} as `named`."""
     root = existing_folder(path)
     if wrote(root):
         raise UserError(f"{str(path)!r} is the folder of a run of tljax, whose pictures are no data; name the images'")
     files, skipped = list_images(root)
-    for place in unlabelled_folders(root, unlabelled):
+    for place in unlabeled_folders(root, unlabeled):
         inside = _inside(root, place)
         if inside == ".":
-            raise UserError(
-                f"data.unlabelled={unlabelled} is all of {str(path)!r}; name a folder in it, or another one"
-            )
+            raise UserError(f"data.unlabeled={unlabeled} is all of {str(path)!r}; name a folder in it, or another one")
         files = {name: file for name, file in files.items() if not name.startswith(f"{printable(inside)}/")}
     splits_of = _named_folders(root, named, files, skipped)
     if not files:
@@ -304,11 +302,11 @@ def _inside(root: Path, place: Path) -> str:
     return os.path.relpath(os.path.abspath(place), os.path.abspath(root)).replace(os.sep, "/")
 
 
-def unlabelled_folders(root: Path | None, value: str) -> list[Path]:
-    """The folders that `data.unlabelled` names.
+def unlabeled_folders(root: Path | None, value: str) -> list[Path]:
+    """The folders that `data.unlabeled` names.
 
     Args:
-      root: the folder of the labelled images, where they lie in one; what lies in it comes first.
+      root: the folder of the labeled images, where they lie in one; what lies in it comes first.
       value: one folder, or several with commas between.
 
     Raises:
@@ -322,40 +320,40 @@ def unlabelled_folders(root: Path | None, value: str) -> list[Path]:
         there = list({place.resolve(): place for place in places if place.is_dir()}.values())
         looked = " nor ".join(repr(str(place.absolute())) for place in places)
         if not there:
-            raise UserError(f"data.unlabelled={text}: there is no folder {looked}")
+            raise UserError(f"data.unlabeled={text}: there is no folder {looked}")
         if len(there) > 1:
             raise UserError(
-                f"data.unlabelled={text} may be {' or '.join(str(one.resolve()) for one in there)}; say which"
+                f"data.unlabeled={text} may be {' or '.join(str(one.resolve()) for one in there)}; say which"
             )
         if there[0].resolve() in [place.resolve() for place in found]:
-            raise UserError(f"data.unlabelled={value} names {text} twice")
+            raise UserError(f"data.unlabeled={value} names {text} twice")
         found += there
     return found
 
 
-def add_unlabelled(source: Source, value: str) -> tuple[Source, np.ndarray]:
+def add_unlabeled(source: Source, value: str) -> tuple[Source, np.ndarray]:
     """A source with images behind its own that have no label.
 
     Args:
-      source: the labelled ones.
-      value: as `data.unlabelled` has it.
+      source: the labeled ones.
+      value: as `data.unlabeled` has it.
 
     Returns:
       The source, whose new labels are -1, and the indices of the new images.
 
     Raises:
-      UserError: for a folder that is not there, has no images, or has labelled ones.
+      UserError: for a folder that is not there, has no images, or has labeled ones.
     """
     kind, _, where = source.spec.partition(":")
     root = Path(where).expanduser() if kind == "folder" else None
     files, skipped = {}, list(source.skipped)
-    for place in unlabelled_folders(root, value):
-        prefix = f"unlabelled:{printable(place.resolve().name)}"
+    for place in unlabeled_folders(root, value):
+        prefix = f"unlabeled:{printable(place.resolve().name)}"
         while any(name.startswith(f"{prefix}/") for name in files):
             prefix += "'"
         more, passed = list_images(place)
         if not more:
-            raise UserError(f"data.unlabelled={value}: no images in {str(place)!r}")
+            raise UserError(f"data.unlabeled={value}: no images in {str(place)!r}")
         files |= {f"{prefix}/{name}": path for name, path in sorted(more.items())}
         skipped += [(f"{prefix}/{name}", reason) for name, reason in passed]
     count = len(source)

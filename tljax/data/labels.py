@@ -58,7 +58,7 @@ def cut_labels(
       stratify: whether a share is one of each class.
 
     Returns:
-      Sorted indices: labelled, unlabelled.
+      Sorted indices: labeled, unlabeled.
 
     Raises:
       UserError: for another form, or where one of the two is left empty.
@@ -73,11 +73,11 @@ def cut_labels(
     for _, order in permuted(source, train, purpose=_LABELS, seed=seed, stratify=stratify or not match[2]):
         count = max(1, int(number / 100 * len(order) + Fraction(1, 2))) if match[2] else int(number)
         kept.append(order[:count])
-    labelled = np.sort(np.concatenate(kept))
-    unlabelled = np.setdiff1d(train, labelled)
-    if not len(unlabelled):
-        raise UserError(f"data.labels={how!r} leaves none of the {len(train)} training images unlabelled; say 'all'")
-    return labelled, unlabelled
+    labeled = np.sort(np.concatenate(kept))
+    unlabeled = np.setdiff1d(train, labeled)
+    if not len(unlabeled):
+        raise UserError(f"data.labels={how!r} leaves none of the {len(train)} training images unlabeled; say 'all'")
+    return labeled, unlabeled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,27 +118,27 @@ class PseudoLabels:
 
 
 def give(
-    source: Source, labelled: np.ndarray, unlabelled: np.ndarray, pseudo: PseudoLabels
+    source: Source, labeled: np.ndarray, unlabeled: np.ndarray, pseudo: PseudoLabels
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a student trains on.
 
     Args:
       source: its labels are `UNLABELED` where they are out of reach.
-      labelled: indices into it.
-      unlabelled: likewise.
-      pseudo: labels of some of the unlabelled ones.
+      labeled: indices into it.
+      unlabeled: likewise.
+      pseudo: labels of some of the unlabeled ones.
 
     Returns:
-      Sorted indices of the labelled and the pseudo-labelled images; targets by index in the source, int32 `[N]`, or
+      Sorted indices of the labeled and the pseudo-labeled images; targets by index in the source, int32 `[N]`, or
       float32 `[N, classes]` if the pseudo-labels are probabilities.
 
     Raises:
-      UserError: for a name that is not among the unlabelled, or a label that is no class.
+      UserError: for a name that is not among the unlabeled, or a label that is no class.
     """
-    place = {source.names[i]: i for i in unlabelled}
+    place = {source.names[i]: i for i in unlabeled}
     names, classes = pseudo.names.tolist(), len(source.classes)
     if unknown := [name for name in names if name not in place]:
-        raise UserError(f"data.pseudo has a label for {unknown[0]!r}, which is not one of the unlabelled images")
+        raise UserError(f"data.pseudo has a label for {unknown[0]!r}, which is not one of the unlabeled images")
     if len(set(names)) < len(names):
         raise UserError("data.pseudo has two labels for one image")
     given = pseudo.targets
@@ -153,4 +153,4 @@ def give(
     else:
         targets = np.eye(classes, dtype=np.float32)[source.labels]
         targets[where] = given
-    return np.sort(np.concatenate([labelled, where])), targets
+    return np.sort(np.concatenate([labeled, where])), targets

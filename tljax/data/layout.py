@@ -31,9 +31,9 @@ _PLAIN_WORDS = """set sets data dataset datasets image images img imgs pic pics 
 _PLAIN = frozenset(_PLAIN_WORDS.split())
 _NUMBERED = re.compile(r"(?:cv|folds?|parts?|sets?|splits?)[ _.-]*\d+", re.IGNORECASE)  # folders of a cross-validation
 _GLUED = re.compile(r"(.+?)(?:sets?|data|datasets?|images?|imgs?|splits?)")
-_UNLABELLED = frozenset(("unlabeled", "unlabelled", "unlabel", "unannotated", "nolabel", "nolabels", "no label",
+_UNLABELED = frozenset(("unlabeled", "unlabelled", "unlabel", "unannotated", "nolabel", "nolabels", "no label",
                          "no labels", "not labeled", "not labelled", "without label", "without labels"))  # fmt: skip
-_LABELLED = frozenset(("labeled", "labelled", "annotated", "with label", "with labels"))
+_LABELED = frozenset(("labeled", "labelled", "annotated", "with label", "with labels"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +232,7 @@ def _as_named(root: Folder, *, path: str, by_folder: bool, named: Mapping[str, s
 def _left_out(root: Folder, names: Iterable[str]) -> list[str]:
     names = list(names)
     told = [f"{name!r} ({counted(root.folders[name].total, 'image')})" for name in names]
-    hint = "".join(f"; data.unlabelled={shown(name)} takes it" for name in names if _says(name, _UNLABELLED))
+    hint = "".join(f"; data.unlabeled={shown(name)} takes it" for name in names if _says(name, _UNLABELED))
     return [f"left out, since they are in no split: {_few(told)}{hint}"] if told else []
 
 
@@ -259,14 +259,14 @@ class _Reader:
         if layout := self.splits(root, ""):
             return layout
         prefix, here = "", root  # a folder around all of it
-        while len(here.folders) == 1 and not _says(prefix[:-1].rpartition("/")[2], _LABELLED):
+        while len(here.folders) == 1 and not _says(prefix[:-1].rpartition("/")[2], _LABELED):
             name, here = next(iter(here.folders.items()))
             prefix += f"{name}/"
             if layout := self.splits(here, prefix, wrapped=True):
                 return layout
         if self.by_folder:
-            self.ask_of_unlabelled(here, prefix)
-            if _says(prefix[:-1].rpartition("/")[2], _LABELLED) and here.folders:
+            self.ask_of_unlabeled(here, prefix)
+            if _says(prefix[:-1].rpartition("/")[2], _LABELED) and here.folders:
                 return Layout({prefix[:-1]: (None, "")})
         if not self.by_folder:
             looks = self.nested(root) or sorted(name for name in root.folders if is_split_name(name))
@@ -275,15 +275,15 @@ class _Reader:
             )
         return self.within_classes(root) or Layout(notes=tuple(self.doubts(root)))
 
-    def ask_of_unlabelled(self, here: Folder, prefix: str) -> None:
+    def ask_of_unlabeled(self, here: Folder, prefix: str) -> None:
         """Raises UserError for folders that say that they have labels, or none, beside others."""
         tops = here.folders
-        without = sorted(name for name in tops if _says(name, _UNLABELLED))
-        of_labels = sorted(name for name, folder in tops.items() if _says(name, _LABELLED) and folder.folders)
+        without = sorted(name for name in tops if _says(name, _UNLABELED))
+        of_labels = sorted(name for name, folder in tops.items() if _says(name, _LABELED) and folder.folders)
         if not (without or of_labels) or len(tops) == 1:
             return
         rest = without or sorted(set(tops) - set(of_labels))
-        say = f"data.unlabelled={','.join(shown(prefix + name) for name in rest)}"
+        say = f"data.unlabeled={','.join(shown(prefix + name) for name in rest)}"
         of_labels += [name for name, folder in tops.items() if folder.folders and is_split_name(name)]
         if of_labels:
             say += f" data.train={shown(prefix + of_labels[0])}"

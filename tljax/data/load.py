@@ -15,7 +15,7 @@ from tljax.core.errors import UserError, counted, few
 from tljax.core.shared_cache import is_sharing, shared
 from tljax.data import labels
 from tljax.data import pixels as pixels_lib
-from tljax.data.folder import add_unlabelled, open_folder
+from tljax.data.folder import add_unlabeled, open_folder
 from tljax.data.layout import FIELDS
 from tljax.data.pets import open_pets
 from tljax.data.pixels import Pixels
@@ -31,8 +31,8 @@ class DatasetIndex:
 
     Attributes:
       source: the images; labels that are out of reach, and those of the test, are `labels.UNLABELED`.
-      splits: indices into it. Where some training images have no label, `unlabelled` are all of those, and `train` the
-        labelled ones and those that were given a pseudo-label.
+      splits: indices into it. Where some training images have no label, `unlabeled` are all of those, and `train` the
+        labeled ones and those that were given a pseudo-label.
       targets: what training takes for labels, by index: int32 `[N]`, or probabilities, float32 `[N, classes]`.
       truth: the labels that the source has but for the test's, int32 `[N]`. For analysis after the fact, nothing else.
       sealed: the labels of the test.
@@ -47,7 +47,7 @@ class DatasetIndex:
     @property
     def pool(self) -> np.ndarray:
         """All training images, with labels or without, sorted."""
-        return np.union1d(self.splits["train"], self.splits.get("unlabelled", self.splits["train"]))
+        return np.union1d(self.splits["train"], self.splits.get("unlabeled", self.splits["train"]))
 
     @property
     def counts(self) -> dict[str, np.ndarray]:
@@ -147,10 +147,10 @@ class Data(DatasetIndex):
 
 def open_source(
     spec: str, *, label: str = "", tfds_dir: str = "", seed: int = 0, named: Mapping[str, str] | None = None,
-    unlabelled: str = "",
+    unlabeled: str = "",
 ) -> Source:  # fmt: skip
     """Opens `folder:PATH`, `pets:PATH`, `tfds:NAME` or `shapes:TASK`; `named` are the folders of a folder's splits,
-    `unlabelled` those in it that are left out.
+    `unlabeled` those in it that are left out.
 
     Raises:
       UserError: for another form, or whatever the source finds wrong.
@@ -166,7 +166,7 @@ def open_source(
 
         return open_tfds(where, data_dir=tfds_dir or None, **options)
     if kind == "folder" and where:
-        return open_folder(where, **options, named=named, unlabelled=unlabelled)
+        return open_folder(where, **options, named=named, unlabeled=unlabeled)
     if kind == "pets" and where:
         return open_pets(where, **options)
     if kind == "shapes" and colon:
@@ -213,9 +213,9 @@ def open_data(config: Any, *, seed: int) -> DatasetIndex:
     """
     drawn = seed if config.shapes_seed is None else config.shapes_seed
     named = named_folders(config)
-    unlabelled_in = config.get("unlabelled") or ""  # a run of before there was such a field has none
+    unlabeled_in = config.get("unlabeled") or ""  # a run of before there was such a field has none
     asked: dict[str, Any] = dict(
-        label=config.label, tfds_dir=config.tfds_dir, seed=drawn, named=named, unlabelled=unlabelled_in
+        label=config.label, tfds_dir=config.tfds_dir, seed=drawn, named=named, unlabeled=unlabeled_in
     )
     known_sources, key = _listed.get(), repr((config.source, asked))
     source = (known_sources or {}).get(key)
@@ -247,8 +247,8 @@ def open_data(config: Any, *, seed: int) -> DatasetIndex:
         own = ", ".join(source.splits)
         pooled = f"the source's own splits ({own}) are put together, since data.split={split}"
         source = dataclasses.replace(source, notes=(*source.notes, pooled))
-    if config.pseudo and config.labels == "all" and not unlabelled_in:
-        raise UserError(f"data.pseudo={config.pseudo} has labels for unlabelled images, but data.labels=all")
+    if config.pseudo and config.labels == "all" and not unlabeled_in:
+        raise UserError(f"data.pseudo={config.pseudo} has labels for unlabeled images, but data.labels=all")
     test = splits.get("test", np.empty(0, np.int64))
     sealed, truth = (
         labels.HeldOutLabels(source.labels, known_to_split(split, stratify=config.stratify)),
@@ -257,18 +257,18 @@ def open_data(config: Any, *, seed: int) -> DatasetIndex:
     truth[test] = labels.UNLABELED
     source, targets = dataclasses.replace(source, labels=truth), truth
     own = seed if config.labels_seed is None else config.labels_seed
-    labelled, unlabelled = labels.cut_labels(source, splits["train"], config.labels, seed=own, stratify=config.stratify)
-    if unlabelled_in:
-        source, more = add_unlabelled(source, unlabelled_in)
-        truth, unlabelled = source.labels, np.concatenate([unlabelled, more])
-    if unlabelled.size:
+    labeled, unlabeled = labels.cut_labels(source, splits["train"], config.labels, seed=own, stratify=config.stratify)
+    if unlabeled_in:
+        source, more = add_unlabeled(source, unlabeled_in)
+        truth, unlabeled = source.labels, np.concatenate([unlabeled, more])
+    if unlabeled.size:
         known = truth.copy()
-        known[unlabelled] = labels.UNLABELED
+        known[unlabeled] = labels.UNLABELED
         source, targets = dataclasses.replace(source, labels=known), known
-        splits = {"train": labelled, "unlabelled": unlabelled} | {k: v for k, v in splits.items() if k != "train"}
+        splits = {"train": labeled, "unlabeled": unlabeled} | {k: v for k, v in splits.items() if k != "train"}
         if config.pseudo:
             pseudo = labels.PseudoLabels.load(Path(config.pseudo))
-            splits["train"], targets = labels.give(source, labelled, unlabelled, pseudo)
+            splits["train"], targets = labels.give(source, labeled, unlabeled, pseudo)
     listed = DatasetIndex(source, splits, targets, truth, sealed)
     listed.check_trained()
     return listed

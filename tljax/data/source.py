@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Labelled images, listed but not read.
+    """Labeled images, listed but not read.
 
     Attributes:
       spec: what the user wrote, such as `folder:photos`.

@@ -59,7 +59,7 @@ def open_tfds(name: str, *, label: str = "label", data_dir: str | os.PathLike[st
       dataset has them (oxford_iiit_pet).
 
     Raises:
-      UserError: for an unknown name, version, config or label, a dataset that does not hold labelled images, and one
+      UserError: for an unknown name, version, config or label, a dataset that does not hold labeled images, and one
         that is neither prepared nor can be.
     """
     with importing():

@@ -51,7 +51,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         },
         "temperature": classifier.temperature,
         "calibration": {name: value for name, value in classifier.fitted.items() if name != "temperature"},
-        "model": {"name": result["config"]["model"]["name"], "until": classifier.model.until},
+        "model": {"name": result["config"]["model"]["name"], "last_stage": classifier.model.last_stage},
         "test": result.get("test"),
         "validation": validation and validation | {"chose_epoch": chose_epoch(result)},
         "versions": result.get("versions"),

@@ -9,7 +9,7 @@ WIDTH = 64  # of torchvision's ResNets
 
 
 def recipe(model: Network, arch: str) -> list[str]:
-    """Lines of Python that make `model`. Layers above `model.until` become identities, or are cut off a sequence.
+    """Lines of Python that make `model`. Layers above `model.last_stage` become identities, or are cut off a sequence.
 
     Raises:
       UserError: for a network that torchvision does not have.
@@ -45,7 +45,7 @@ def _squeezenet(model: SqueezeNet, arch: str) -> list[str]:
         "import torch, torchvision",
         f"model = torchvision.models.{arch}(num_classes={model.num_classes})",
     ]
-    if model.until is not None:
+    if model.last_stage is not None:
         last = max((int(group[4:]) for group in model.groups[1:-1]), default=0)
         # The stem is a convolution, its activation and a pooling.
         kept = FIRES[model.version][last] + 1 + (last in POOL_AFTER[model.version]) if last else 3

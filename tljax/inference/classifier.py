@@ -112,9 +112,9 @@ def load(workdir: str | Path) -> Classifier:
         config, classes = result["config"], result["classes"]
         m, found = config["model"], Preprocessing(**result["preprocessing"])
         count = m["outputs"] or outputs(config["loss"]["name"], len(classes))
-        options = {name: m[name] for name in ("width", "drop", "depth_drop", "dtype")}
+        options = {name: m[name] for name in ("width", "dropout", "stochastic_depth", "dtype")}
         blocks = m["blocks"] and tuple(m["blocks"])
-        model = create_model(m["name"], num_classes=count, until=m["until"] or None, blocks=blocks, **options)
+        model = create_model(m["name"], num_classes=count, last_stage=m["last_stage"] or None, blocks=blocks, **options)
         step, last = result["best_step"], config["select"] == "last"
         scaled = ((result["calibration"] or {}).get("validation") or {}).get("scaled")
         fitted = {name: scaled[name] for name in FITTED if name in scaled} if scaled else NOTHING_FITTED

@@ -35,11 +35,11 @@ def create_model(
     name: str,
     *,
     num_classes: int = 1000,
-    until: str | None = None,
+    last_stage: str | None = None,
     width: int | None = None,
     blocks: Sequence[int] | None = None,
-    drop: float | None = None,
-    depth_drop: float | None = None,
+    dropout: float | None = None,
+    stochastic_depth: float | None = None,
     dtype: str = "float32",
     head_init: str = "torch",
 ) -> Network:
@@ -48,11 +48,11 @@ def create_model(
     Args:
       name: a key of `MODELS`.
       num_classes: outputs of the head.
-      until: the last stage before the head; None for all.
+      last_stage: the last stage before the head; None for all.
       width: channels of the first convolution, for a small relative of a ResNet or of `mini_xception`.
       blocks: blocks per layer, likewise; also fewer layers.
-      drop: dropout before the head; None for the original's.
-      depth_drop: stochastic depth of a ResNet; None for none.
+      dropout: dropout before the head; None for the original's.
+      stochastic_depth: stochastic depth of a ResNet; None for none.
       dtype: 'float32', 'bfloat16', or 'float64' under x64.
       head_init: 'torch' or 'normal', see `layers.head_inits`.
 
@@ -73,14 +73,17 @@ def create_model(
         raise UserError(
             f"model.blocks={tuple(blocks)} is not one to four positive numbers of blocks, as in (2, 2, 2, 2)"
         )
-    for option, rate in (("drop", drop), ("depth_drop", depth_drop)):
+    for option, rate in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
         if rate is not None and not 0 <= rate < 1:
             raise UserError(f"model.{option}={rate} is not in 0 <= {option} < 1")
     kind, options = MODELS[name]
     given = {
         k: v
         for k, v in dict(
-            width=width, blocks=tuple(blocks) if blocks is not None else None, drop=drop, depth_drop=depth_drop
+            width=width,
+            blocks=tuple(blocks) if blocks is not None else None,
+            dropout=dropout,
+            stochastic_depth=stochastic_depth,
         ).items()
         if v is not None
     }
@@ -88,11 +91,12 @@ def create_model(
         if option not in kind.__dataclass_fields__:
             raise UserError(f"model.{option} does not apply to {name}")
     model = kind(num_classes=num_classes, dtype=dtype, head_init=head_init, **{**options, **given})
-    if until is not None and until not in model.trunk:
+    if last_stage is not None and last_stage not in model.trunk:
         raise UserError(
-            f"model.until={until!r} is not a stage of {name} before its head; there are {', '.join(model.trunk)}"
+            f"model.last_stage={last_stage!r} is not a stage of {name} before its head; "
+            f"there are {', '.join(model.trunk)}"
         )
-    return model.clone(until=until)
+    return model.clone(last_stage=last_stage)
 
 
 def init_variables(model: Network, key: jax.Array) -> dict[str, Any]:

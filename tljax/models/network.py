@@ -17,13 +17,14 @@ class Network(nn.Module):
 
     Attributes:
       num_classes: outputs of the head.
-      until: the last stage before the head; None for the whole network. `until='layer3'` puts pool and head on layer3.
+      last_stage: the last stage before the head; None for the whole network. `last_stage='layer3'` puts pool and head
+        on layer3.
       dtype: compute type; parameters are float32 under bfloat16.
       head_init: what a new head begins with, see `layers.head_inits`; mini_xception's is Keras's under 'torch'.
     """
 
     num_classes: int = 1000
-    until: str | None = None
+    last_stage: str | None = None
     dtype: Any = "float32"
     head_init: str = "torch"
 
@@ -33,15 +34,15 @@ class Network(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the stages in order, cut after `until`, the head last."""
-        if self.until is None:
+        """Names of the stages in order, cut after `last_stage`, the head last."""
+        if self.last_stage is None:
             return self.all_stages
-        body = self.trunk[: self.trunk.index(self.until) + 1]
+        body = self.trunk[: self.trunk.index(self.last_stage) + 1]
         return body + self.all_stages[len(self.trunk) :]
 
     @property
     def trunk(self) -> tuple[str, ...]:
-        """The groups before the head of the whole network, whatever `until` says."""
+        """The groups before the head of the whole network, whatever `last_stage` says."""
         return tuple(s for s in self.all_stages if s not in ("pool", "head"))
 
     @property

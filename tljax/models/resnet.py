@@ -23,8 +23,8 @@ from tljax.models.network import Network
 class Block(nn.Module):
     """A residual block; `layer2_0/conv1` here is torchvision's `layer2.0.conv1`.
 
-    In training its branch is left out for an example with the probability `drop`; `number` tells its draws from those
-    of other blocks.
+    In training its branch is left out for an example with the probability `drop_rate`; `number` tells its draws from
+    those of other blocks.
     """
 
     width: int
@@ -32,7 +32,7 @@ class Block(nn.Module):
     stride: int
     project: bool
     dtype: Any
-    drop: float = 0.0
+    drop_rate: float = 0.0
     number: int = 0
 
     def setup(self):
@@ -53,7 +53,7 @@ class Block(nn.Module):
             y = nn.relu(y) if i < last else y
         if self.project:
             x = self.downsample[1](self.downsample[0](x), mode, forward)
-        out = x + stochastic_depth(y, self.drop, forward.keys, self.number)
+        out = x + stochastic_depth(y, self.drop_rate, forward.keys, self.number)
         self.sow("intermediates", "before_relu", out)
         out = nn.relu(out)
         self.sow("intermediates", "out", out)
@@ -67,16 +67,16 @@ class ResNet(Network):
       blocks: number of blocks per layer.
       bottleneck: blocks of 1x1, 3x3, 1x1 whose output is four times as wide.
       width: channels of the stem and of layer1; each later layer doubles them.
-      drop: dropout before the head.
-      depth_drop: the probability that the last block's branch is left out in training, falling linearly to the first
-        one's (Huang et al. 2016), which is that over the number of blocks.
+      dropout: dropout before the head.
+      stochastic_depth: the probability that the last block's branch is left out in training, falling linearly to the
+        first one's (Huang et al. 2016), which is that over the number of blocks.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
     width: int = 64
-    drop: float = 0.0
-    depth_drop: float = 0.0
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
 
     @property
     def all_stages(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class ResNet(Network):
                         stride if j == 0 else 1,
                         j == 0 and (stride > 1 or channels != out),
                         self.dtype,
-                        self.depth_drop * (number + j + 1) / count,
+                        self.stochastic_depth * (number + j + 1) / count,
                         number + j,
                     )
                     for j in range(depth)
@@ -138,4 +138,4 @@ class ResNet(Network):
 
     def run_head(self, x: jax.Array, forward: ForwardContext, group: str) -> jax.Array:
         del group
-        return self.fc(dropout(x, self.drop, forward.keys))
+        return self.fc(dropout(x, self.dropout, forward.keys))

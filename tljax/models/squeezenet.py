@@ -53,11 +53,11 @@ class SqueezeNet(Network):
 
     Attributes:
       version: '1.0' or '1.1'.
-      drop: dropout before the head's convolution.
+      dropout: dropout before the head's convolution.
     """
 
     version: str = "1.0"
-    drop: float = 0.5
+    dropout: float = 0.5
 
     @property
     def all_stages(self) -> tuple[str, ...]:
@@ -104,5 +104,5 @@ class SqueezeNet(Network):
 
     def run_head(self, x: jax.Array, forward: ForwardContext, group: str) -> jax.Array:
         del group
-        x = nn.relu(self.classifier["1"](dropout(x, self.drop, forward.keys)))
+        x = nn.relu(self.classifier["1"](dropout(x, self.dropout, forward.keys)))
         return x.astype(parameter_dtype(self.dtype)).mean((1, 2)).astype(self.dtype)

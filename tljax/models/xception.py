@@ -58,12 +58,12 @@ class MiniXception(Network):
     Attributes:
       sizes: channels of the three blocks.
       width: channels of the first convolution; a small relative has `sizes` in proportion.
-      drop: dropout before the head.
+      dropout: dropout before the head.
     """
 
     sizes: tuple[int, ...] = (256, 512, 728)
     width: int = 128
-    drop: float = 0.25
+    dropout: float = 0.25
 
     @property
     def all_stages(self) -> tuple[str, ...]:
@@ -140,4 +140,4 @@ class MiniXception(Network):
 
     def run_head(self, x: jax.Array, forward: ForwardContext, stage: str) -> jax.Array:
         del stage
-        return self.head(dropout(x, self.drop, forward.keys))
+        return self.head(dropout(x, self.dropout, forward.keys))

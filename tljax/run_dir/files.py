@@ -10,14 +10,16 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tljax.core.errors import UserError, one_line, told
+from tljax.core.errors import UserError, one_line, shown, told
 from tljax.settings.dotted import flatten
+from tljax.settings.renamed import RENAMED, with_names_of_now
 
 try:
     import fcntl
@@ -106,7 +108,7 @@ def read_result(workdir: Path) -> dict[str, Any] | None:
     )
     if wrong := [name for name, kind in kinds.items() if not isinstance(result.get(name), kind)]:
         raise UserError(f"{path} is damaged: it has no {wrong[0]}")
-    return result
+    return result | {"config": _of_now(result["config"], workdir)}
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -119,7 +121,21 @@ def read_config(workdir: Path) -> dict[str, Any]:
         config["model"].get("name"), str
     ):
         raise UserError(f"{workdir / CONFIG} is not the config of a run of tljax")
+    return _of_now(config, workdir)
+
+
+def _of_now(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """A run's config with its fields under today's names; says once that an earlier version gave them others."""
+    config, before = with_names_of_now(config)
+    if before and workdir.resolve() not in _told_of:
+        _told_of.add(workdir.resolve())
+        words = ", ".join(f"{name} (now {RENAMED[name]})" for name in before)
+        print(f"tljax: an earlier version made {shown(str(workdir))}; it is read with today's names of {words}",
+              file=sys.stderr)  # fmt: skip
     return config
+
+
+_told_of: set[Path] = set()
 
 
 def wrote(folder: Path, names: Set[str] | None = None) -> bool:

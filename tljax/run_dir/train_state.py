@@ -15,7 +15,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: the optimizer's state; moments exist for what trains alone. In a population a tuple by family.
       best: of a population, what each member was at its best epoch: `params` and `batch_stats` flat by path, `accuracy`
         and `step`; empty for a single run, whose best epoch is a checkpoint.
-      semi: what a method that learns from unlabelled images keeps (`semi/joint.py`); empty without one.
+      semi: what a method that learns from unlabeled images keeps (`semi/joint.py`); empty without one.
     """
 
     step: Any

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from tljax.data.labels import UNLABELED
 
 
-def thresholds(status: jax.Array, unlabelled: int, classes: int, base: float) -> jax.Array:
+def thresholds(status: jax.Array, unlabeled: int, classes: int, base: float) -> jax.Array:
     """The threshold of each class.
 
     Args:
       status: int `[N]`, what each image was last given with at least `base`; `UNLABELED` for those that never were.
-      unlabelled: how many of the N images have no label.
+      unlabeled: how many of the N images have no label.
       classes: how many there are.
       base: the highest threshold.
 
@@ -20,7 +20,7 @@ def thresholds(status: jax.Array, unlabelled: int, classes: int, base: float) ->
       given nothing yet where those are more (the paper's warm-up), it is `base * beta / (2 - beta)`.
     """
     counts = (status[:, None] == jnp.arange(classes)[None, :]).sum(axis=0)
-    most = jnp.maximum(jnp.maximum(counts.max(), unlabelled - counts.sum()), 1)
+    most = jnp.maximum(jnp.maximum(counts.max(), unlabeled - counts.sum()), 1)
     beta = counts / most
     return base * beta / (2.0 - beta)
 

@@ -1,4 +1,4 @@
-"""The training step over labelled and unlabelled images at once, for methods whose network labels for itself."""
+"""The training step over labeled and unlabeled images at once, for methods whose network labels for itself."""
 
 import dataclasses
 from collections.abc import Callable
@@ -40,13 +40,13 @@ class Method:
 
     Attributes:
       name: one of `METHODS`.
-      weight: of the loss on unlabelled images.
+      weight: of the loss on unlabeled images.
       ramp_steps: updates in which that weight rises.
       threshold: of confidence.
       decay: of Mean Teacher's average, per update.
       classes: outputs of the network.
       images: of the source; indices of batches are below this.
-      unlabelled: images without a label.
+      unlabeled: images without a label.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Method:
     decay: float
     classes: int
     images: int
-    unlabelled: int
+    unlabeled: int
 
     def init(self, own: Own, opt_state: Any) -> dict[str, Any]:
         """The method's part of the train state."""
@@ -77,10 +77,10 @@ class Parts(NamedTuple):
     """A replica's share of a batch.
 
     Attributes:
-      label: of the labelled images, `[B]` or `[B, classes]`.
-      index: of the unlabelled ones, in the source.
-      seen: the labelled ones.
-      first, second: two views of the unlabelled ones; the second is the one that is changed more.
+      label: of the labeled images, `[B]` or `[B, classes]`.
+      index: of the unlabeled ones, in the source.
+      seen: the labeled ones.
+      first, second: two views of the unlabeled ones; the second is the one that is changed more.
     """
 
     label: jax.Array
@@ -98,26 +98,26 @@ class Tools(NamedTuple):
         through the network together.
       optimize: `(own, statistics, opt_state, grads) -> own, opt_state` after one update; gradients are those of all
         replicas, statistics those of this one.
-      true: logits of the labelled images -> the sum of their losses, over this replica.
-      seen: labelled images of the batch, over all replicas.
-      unlabelled: losses `[B]` -> their part in the mean over all replicas.
+      true: logits of the labeled images -> the sum of their losses, over this replica.
+      seen: labeled images of the batch, over all replicas.
+      unlabeled: losses `[B]` -> their part in the mean over all replicas.
       total: sums over replicas.
       everywhere: gathers rows of all replicas.
-      weight: of the loss on unlabelled images, now.
+      weight: of the loss on unlabeled images, now.
     """
 
     forward: Callable[..., tuple[list[jax.Array], Any]]
     optimize: Callable[..., tuple[Own, Any]]
     true: Callable[[jax.Array], jax.Array]
     seen: jax.Array
-    unlabelled: Callable[[jax.Array], jax.Array]
+    unlabeled: Callable[[jax.Array], jax.Array]
     total: Callable[[Any], Any]
     everywhere: Callable[[jax.Array], jax.Array]
     weight: jax.Array
 
 
 class Updated(NamedTuple):
-    """What an update leaves: what training changes, the labelled images' logits before it, what unlabelled ones were
+    """What an update leaves: what training changes, the labeled images' logits before it, what unlabeled ones were
     given."""
 
     own: Own
@@ -129,7 +129,7 @@ class Updated(NamedTuple):
 
 
 def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, state: TrainState) -> Updated:
-    """Mean Teacher, FixMatch, FlexMatch: second views of unlabelled images are held to what first views say."""
+    """Mean Teacher, FixMatch, FlexMatch: second views of unlabeled images are held to what first views say."""
     semi, agreed = state.semi, jnp.zeros(())
     if method.name == "mean_teacher":
         (_, agreed), _ = tools.forward(_own(semi["average"], own), parts.seen, parts.first)
@@ -143,10 +143,10 @@ def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, sta
         else:
             least: Any = method.threshold
             if method.name == "flexmatch":
-                least = flexmatch.thresholds(semi["status"], method.unlabelled, method.classes, least)
+                least = flexmatch.thresholds(semi["status"], method.unlabeled, method.classes, least)
             given = fixmatch.pseudo_labels(weak, least)
             losses = fixmatch.given_loss(strong, given)
-        value = tools.true(logits) / tools.seen + tools.weight * tools.unlabelled(losses)
+        value = tools.true(logits) / tools.seen + tools.weight * tools.unlabeled(losses)
         return value, (logits, weak, given, stats)
 
     grads, (logits, weak, given, stats) = jax.grad(loss, has_aux=True)(own["params"])
@@ -171,7 +171,7 @@ def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: Tra
 
     def student_loss(params: Any) -> Any:
         (logits, taught), stats = tools.forward({**own, "params": params}, parts.seen, parts.second)
-        return tools.unlabelled(fixmatch.given_loss(taught, given)), (logits, stats)
+        return tools.unlabeled(fixmatch.given_loss(taught, given)), (logits, stats)
 
     grads, (logits, stats) = jax.grad(student_loss, has_aux=True)(own["params"])
     grads = tools.total(grads)
@@ -184,7 +184,7 @@ def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: Tra
         (logits, _, strong), stats = tools.forward({**teacher, "params": params}, parts.seen, parts.first, parts.second)
         losses = meta_pseudo_labels.feedback_loss(strong, given, fell)
         losses += tools.weight * fixmatch.given_loss(strong, sure)
-        return tools.true(logits) / tools.seen + tools.unlabelled(losses), stats
+        return tools.true(logits) / tools.seen + tools.unlabeled(losses), stats
 
     teacher_grads, stats = jax.grad(teacher_loss, has_aux=True)(teacher["params"])
     teacher, teachers = tools.optimize(teacher, stats, state.semi["opt_state"], tools.total(teacher_grads))
@@ -199,7 +199,7 @@ def make_joint_step(
     family: Family,
     loss: Loss,
     method: Method,
-    labelled: Inputs,
+    labeled: Inputs,
     weak: Inputs,
     strong: Inputs,
     start_stage: str | None = None,
@@ -213,14 +213,14 @@ def make_joint_step(
 
     Args:
       method: which, and its numbers.
-      labelled: what turns keys and a part of a batch into inputs of stage `start_stage`.
-      weak: likewise, of unlabelled images.
+      labeled: what turns keys and a part of a batch into inputs of stage `start_stage`.
+      weak: likewise, of unlabeled images.
       strong: likewise, of their second views.
 
     Returns:
-      The step. A batch has `labelled` and `weak`, each as `steps.make_train_step` takes a batch, and `strong` where
-      second views are not made from the same pictures. Metrics are sums over the labelled images (loss, correct,
-      seen; `steps.active_outputs`), and `index` and `given` `[all unlabelled rows]`: which images were learned with
+      The step. A batch has `labeled` and `weak`, each as `steps.make_train_step` takes a batch, and `strong` where
+      second views are not made from the same pictures. Metrics are sums over the labeled images (loss, correct,
+      seen; `steps.active_outputs`), and `index` and `given` `[all unlabeled rows]`: which images were learned with
       which label, `UNLABELED` for none.
     """
 
@@ -282,19 +282,19 @@ def make_joint_step(
             optimize=optimize,
             true=lambda logits: (loss(logits, parts.label) * mask).sum(),
             seen=seen,
-            unlabelled=lambda losses: (losses * other).sum() / images,
+            unlabeled=lambda losses: (losses * other).sum() / images,
             total=total,
             everywhere=everywhere,
             weight=method.weight * mean_teacher.ramp(step, method.ramp_steps),
         )
 
     def parts_of(shared: Own, batch: Any, key: jax.Array) -> Parts:
-        first, second = batch["labelled"], batch["weak"]
+        first, second = batch["labeled"], batch["weak"]
         keys = example_keys(key, first["epoch"], first["index"])
         others = example_keys(key, second["epoch"], second["index"])
         again = streams(others, Stream.SECOND_VIEW)
         views = [
-            labelled(streams(keys, Stream.AUGMENTATION), first),
+            labeled(streams(keys, Stream.AUGMENTATION), first),
             weak(streams(others, Stream.AUGMENTATION), second),
             strong(streams(again, Stream.AUGMENTATION), batch.get("strong", second)),
         ]

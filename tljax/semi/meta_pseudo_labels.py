@@ -11,7 +11,7 @@ def sampled_labels(keys: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def feedback(before: jax.Array, after: jax.Array) -> jax.Array:
-    """How much the student's loss on labelled images fell by its update; the paper's `h` to first order."""
+    """How much the student's loss on labeled images fell by its update; the paper's `h` to first order."""
     return jax.lax.stop_gradient(before - after)
 
 

@@ -1,4 +1,4 @@
-"""What a teacher's answers to unlabelled images are taken for: probabilities, which of them count, as which labels.
+"""What a teacher's answers to unlabeled images are taken for: probabilities, which of them count, as which labels.
 
 Everything here is NumPy in double precision, over all images at once.
 """
@@ -87,8 +87,8 @@ def tell(found: np.ndarray, chosen: np.ndarray, truth: np.ndarray, classes: tupl
     """What pseudo-labels were worth, by labels that nobody else may know.
 
     Args:
-      found: logarithms of probabilities `[N, classes]`, of all unlabelled images.
-      chosen: rows that were labelled, `[n]`.
+      found: logarithms of probabilities `[N, classes]`, of all unlabeled images.
+      chosen: rows that were labeled, `[n]`.
       truth: their labels, `[N]`; below 0 where nobody knows them.
       classes: names.
 
@@ -103,7 +103,7 @@ def tell(found: np.ndarray, chosen: np.ndarray, truth: np.ndarray, classes: tupl
     given[chosen] = True
     tenth = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return {
-        "unlabelled": len(found),
+        "unlabelled": len(found),  # result.json keeps the names that others read
         "given": int(given.sum()),
         "known": int((given & (truth >= 0)).sum()),
         "right": int((right & given).sum()),

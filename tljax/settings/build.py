@@ -7,10 +7,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tljax.core.errors import UserError, one_line, shown, told
-from tljax.settings.command_line import CONFIGS, load_config
+from tljax.core.errors import UserError, shown, told
+from tljax.settings.command_line import CONFIGS, load_config, reason
 from tljax.settings.dotted import field_of, flatten, is_behind, similar_fields
 from tljax.settings.fields import get_config
+from tljax.settings.renamed import name_now
 from tljax.settings.validate import example
 
 SOURCES = {"folder": "folder:PATH", "pets": "pets:PATH", "tfds": "tfds:NAME", "shapes": "shapes:TASK"}
@@ -101,7 +102,7 @@ def _base(base: str | Path) -> Any:
     try:
         return load_config(str(path))
     except Exception as error:  # whatever somebody's file raises
-        raise UserError(f"base={str(base)!r} does not work: {type(error).__name__}: {one_line(error)}") from None
+        raise UserError(f"base={str(base)!r} does not work: {reason(error)}") from None
 
 
 def _path(name: str, made: ConfigDict) -> str:
@@ -119,6 +120,8 @@ def _path(name: str, made: ConfigDict) -> str:
 
 
 def _unknown(name: str, paths: Iterable[str]) -> UserError:
+    if now := name_now(name):
+        return UserError(f"{name} is called {now} now")
     close = similar_fields(name, paths)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; see tljax/settings/fields.py"
     return UserError(f"{shown(name):.60} is not a field of a config{hint}")

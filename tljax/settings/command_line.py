@@ -20,6 +20,7 @@ from tljax.core.errors import UserError, one_line
 from tljax.core.signals import Interrupted, handled, obey
 from tljax.settings.dotted import field_of, flatten, similar_fields
 from tljax.settings.fields import get_config
+from tljax.settings.renamed import name_now
 from tljax.settings.validate import check_fields, example
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -54,7 +55,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues, *, default: Path) -> tu
     except UserError:
         raise
     except Exception as error:  # an unknown field, or whatever somebody's config file raises
-        broken = f"--config={path} does not work: {type(error).__name__}: {one_line(error)}"
+        broken = f"--config={path} does not work: {reason(error)}"
         raise UserError(_unknown_field(path, others) or broken) from None
     finally:
         sys.argv = kept
@@ -93,6 +94,15 @@ def _similar_file(path: str) -> str:
     return f"; did you mean {folder / close[0]}?" if close else ""
 
 
+def reason(error: Exception) -> str:
+    """Why a config's file raises, on one line."""
+    words = one_line(error)
+    locked = re.search(r'Key "(\w+)" does not exist', words)  # as ml_collections words it
+    if locked and (now := name_now(locked[1])):
+        return f"what it calls {locked[1]} is {now} now"
+    return f"{type(error).__name__}: {words}"
+
+
 def load_config(path: str) -> ConfigDict:
     """The config that a file's `get_config` makes, without overrides."""
     spec = importlib.util.spec_from_file_location("tljax_config", path)
@@ -118,6 +128,8 @@ def _unknown_field(path: str, args: Sequence[str]) -> str:
             if not isinstance(node, ConfigDict):
                 return f"--{name}: {where} is a value and has no field {part!r}"
             if part not in node:
+                if now := name_now(".".join(parts)):
+                    return f"--{name}: this field is called {now} now"
                 here = difflib.get_close_matches(part, list(node), 1)
                 close = here or similar_fields(".".join(parts), flatten(config.to_dict()))
                 hint = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -40,13 +40,13 @@ def get_config() -> ml_collections.ConfigDict:
     data.split = "official"
     data.val = 0.2  # share of train that becomes validation where the split has none
     data.per_class = 0  # train on so many images per class; 0 for all
-    data.labels = "all"  # of training images: all, a share such as 10%, or a number per class; the rest are unlabelled
+    data.labels = "all"  # of training images: all, a share such as 10%, or a number per class; the rest are unlabeled
     # A folder of training images without labels, for semi.method, beside those that data.labels leaves: within the
     # folder of folder:PATH, or from where the command is started; several with commas between.
-    data.unlabelled = ""
+    data.unlabeled = ""
     data.shapes_seed = placeholder(int)  # of procedural pictures (shapes:TASK); empty: `seed`
     data.labels_seed = placeholder(int)  # of which ones; empty: `seed`
-    data.pseudo = ""  # a file of labels that a network gave to unlabelled images (see tljax/data/labels.py)
+    data.pseudo = ""  # a file of labels that a network gave to unlabeled images (see tljax/data/labels.py)
     data.stratify = True  # every split has each class in proportion
     data.split_seed = 0  # apart from `seed`, so that seeds of a run share their test images
     data.resize = 0  # short side, in pixels, that images are kept at; 0: what the weights were evaluated with, else 256
@@ -63,14 +63,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     model.name = "resnet18"  # resnet18, 34, 50, 101, 152; squeezenet1_0, squeezenet1_1, mini_xception
     model.weights = "imagenet"  # imagenet, imagenet-v2, a file, a finished run's folder, or None
-    model.until = placeholder(str)  # last stage before the head, such as layer3
+    model.last_stage = placeholder(str)  # last stage before the head, such as layer3
     model.outputs = 0  # of the head; 0: what the classes need
     model.dtype = "float32"  # of the computation: float32, bfloat16; float64 under JAX_ENABLE_X64=1
     model.width = placeholder(int)  # channels of the first convolution: ResNets 64, mini_xception 128
     model.blocks = placeholder(tuple)  # ResNets: blocks per layer
-    model.drop = placeholder(float)  # dropout before the head: SqueezeNets 0.5, mini_xception 0.25, ResNets 0
+    model.dropout = placeholder(float)  # dropout before the head: SqueezeNets 0.5, mini_xception 0.25, ResNets 0
     model.head_init = "torch"  # of a new head: torch (uniform, as a replaced layer), normal (N(0, 0.01), no bias)
-    model.depth_drop = placeholder(float)  # ResNets: chance that training leaves out the last block; less before it
+    # ResNets: the probability that training leaves out the last block; less for those before it.
+    model.stochastic_depth = placeholder(float)
 
     config.transfer = transfer = ml_collections.ConfigDict()
     transfer.train = "head"  # groups that train, such as head,layer4; or all
@@ -107,18 +108,21 @@ def get_config() -> ml_collections.ConfigDict:
     augment.ratio = (3 / 4, 4 / 3)  # random_resized: width / height
     augment.flip = True
     augment.rotation = 0.0  # degrees, either way
-    augment.turns = 1  # so many such angles, one after the other
-    augment.copies = 0  # every image plain, and so many augmented copies beside it; 0: every image augmented, once
     augment.brightness = 0.0  # factors from 1 - x to 1 + x, as torchvision's ColorJitter
     augment.contrast = 0.0
     augment.saturation = 0.0
     augment.hue = 0.0  # a shift of up to so much of the circle of colors, 0 to 0.5
-    augment.grey = 0.0  # probability of losing color
+    augment.grayscale = 0.0  # probability of losing color
     augment.invert = 0.0  # probability of becoming a negative
     augment.blur = 0  # side of a Gaussian kernel in pixels, odd; its deviation is drawn from 0.1 to 2; 0: none
     augment.rand_ops = 0  # RandAugment: so many operations on each view, drawn from torchvision's fourteen
     augment.rand_magnitude = 9.0  # how strong they are, 0 to 30
-    augment.colour_last = False  # colors after normalization, cut to 0 to 1 there: a mistake that studies reproduce
+
+    # What a report did and a study repeats; of no use otherwise.
+    config.protocol = protocol = ml_collections.ConfigDict()
+    protocol.rotations = 1  # rotates by so many angles of augment.rotation, one after the other
+    protocol.augmented_copies = 0  # every image as it is and so many augmented copies; 0: every image augmented, once
+    protocol.color_after_normalization = False  # changes colors after normalization, and cuts them to 0 to 1 there
 
     config.cache = cache = ml_collections.ConfigDict()
     cache.features = "auto"  # what a prefix that never changes puts out: auto (computed once where that is exact), off
@@ -129,21 +133,21 @@ def get_config() -> ml_collections.ConfigDict:
     # Training images without a label (data.labels). pseudo_label: a teacher trains on the labels and labels the others,
     # students train on both, each the next one's teacher; `epochs` are a student's.
     config.semi = semi = ml_collections.ConfigDict()
-    # The other methods take both kinds of images in one step, an epoch being a pass over the unlabelled ones.
+    # The other methods take both kinds of images in one step, an epoch being a pass over the unlabeled ones.
     semi.method = "none"  # none, pseudo_label, mean_teacher, fixmatch, flexmatch, meta_pseudo_labels
     semi.rounds = 1  # students, one after the other
     semi.teacher_epochs = 0  # of the first teacher; 0: `epochs`
     semi.teacher_noise = True  # whether the first teacher trains with augmentation and dropout, as its students do
-    semi.select = "all"  # which images are labelled: all, threshold, top (the most confident), top_per_class
+    semi.select = "all"  # which images are labeled: all, threshold, top (the most confident), top_per_class
     semi.threshold = 0.95  # least confidence; also of fixmatch, flexmatch and meta_pseudo_labels
     semi.share = 1.0  # top, top_per_class: of the images, in the last round; round r of R has r/R of it
     semi.targets = "hard"  # hard: the most probable class; soft: the probabilities
     semi.calibrate = False  # divide logits by a temperature fitted on validation, before the confidence is looked at
     semi.start = "weights"  # what students start from: weights (model.weights), or teacher, then nothing is fresh
-    semi.batch_size = 32  # unlabelled images of an update, beside `batch_size` labelled ones
-    semi.weight = 1.0  # of the loss on unlabelled images
+    semi.batch_size = 32  # unlabeled images of an update, beside `batch_size` labeled ones
+    semi.weight = 1.0  # of the loss on unlabeled images
     semi.ramp_epochs = 0.0  # in which that weight rises
-    semi.strong_ops = 2  # RandAugment of an unlabelled image's second view: operations, on top of augment.*
+    semi.strong_ops = 2  # RandAugment of an unlabeled image's second view: operations, on top of augment.*
     semi.strong_magnitude = 10.0
     semi.decay = 0.99  # mean_teacher: of the average of its weights, per update
 

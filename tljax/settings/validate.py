@@ -52,7 +52,7 @@ _MOST: dict[str, tuple[int, str]] = {
     "model.blocks": (100, " per layer"), "model.width": (16384, ""), "model.outputs": (1_000_000, ""),
     "batch_size": (1_000_000, ""), "semi.batch_size": (1_000_000, ""), "accumulate": (1_000_000, ""),
     "epochs": (10_000_000, ""), "semi.teacher_epochs": (10_000_000, ""), "semi.rounds": (1000, ""),
-    "augment.copies": (10_000, ""), "cache.views": (10_000, ""), "augment.turns": (100, ""),
+    "protocol.augmented_copies": (10_000, ""), "cache.views": (10_000, ""), "protocol.rotations": (100, ""),
     "augment.rand_ops": (100, ""), "semi.strong_ops": (100, ""), "augment.blur": (1023, ""), "data.workers": (4096, ""),
 }  # fmt: skip
 """What is beyond any use, and would hang a plan or take the machine's memory."""

@@ -16,10 +16,10 @@ TABLE = {
     "50/50": ("0.8932", "0.8860", "0.89121"),
 }
 PROTOCOL = (
-    "5 epochs for the teacher and for each student, 20 in all; labelling all at once: 5 and 15; the teacher alone: 20",
+    "5 epochs for the teacher and for each student, 20 in all; labeling all at once: 5 and 15; the teacher alone: 20",
     "which networks these rows trained is not said: here the final model's layers, rate and batch norm",
     "students go on from their teacher's weights (the report's introduction trains 'the previous model')",
-    "three rounds, a third of the unlabelled images more each time, the most confident ones: the report names no share",
+    "three rounds, a third of the unlabeled images more each time, the most confident ones: the report names no share",
 )
 
 
@@ -64,7 +64,7 @@ def _compared(share: str) -> Study:
         name=f"001-few{share.rstrip('%')}",
         report="001",
         item=f"beyond Table 1, {share} of the labels",
-        title="what unlabelled images give, by method",
+        title="what unlabeled images give, by method",
         base={
             **{name: value for name, value in BASE.items() if name not in ("data.label", "data.val")},
             "data.source": "data:pacs-cartoon",
@@ -136,7 +136,7 @@ TLL = Study(
     differences=(
         "its scripts keep the best of many test accuracies; here a fifth of the training part chooses the epoch",
         "its Nesterov momentum, decay of the rate by a power law, layer of 1,024 before the head and loss on strong "
-        "views of labelled images are left out; the rate falls by a cosine",
+        "views of labeled images are left out; the rate falls by a cosine",
         "the backbone at a tenth of the head's rate, as there",
         "1,620 updates; its scripts make 500 an epoch",
         "Pseudo-Label is its threshold on another draw of the same augmentation",
@@ -187,7 +187,7 @@ STUDIES = (
             name=f"001-fig{figure}",
             report="001",
             item=f"Figure {figure}",
-            title=f"validation accuracy over 20 epochs, {share} of the images labelled",
+            title=f"validation accuracy over 20 epochs, {share} of the images labeled",
             base=BASE,
             cells=_rows(share),
             needs=seed001.NEEDS,

@@ -17,6 +17,7 @@ from tljax.models import create_model, variable_shapes
 from tljax.run_dir.files import FREE
 from tljax.settings.dotted import flatten
 from tljax.settings.fields import get_config
+from tljax.settings.renamed import name_now
 from tljax.study.scales import SCALES
 from tljax.study.study import OF_CELL, Cell, Study
 from tljax.transfer.plan import make_plan, prefix_end
@@ -130,6 +131,8 @@ def check_given(given: Mapping[str, Any]) -> None:
     fields = flatten(get_config().to_dict())
     for name, value in given.items():
         if name not in fields:
+            if now := name_now(name):
+                raise UserError(f"--set {name}: this field is called {now} now")
             close = difflib.get_close_matches(name, fields, 1)
             raise UserError(
                 f"--set {name}: a config has no such field" + (f"; did you mean {close[0]}?" if close else "")
@@ -263,8 +266,8 @@ def _jobs_of(runs: list[Run]) -> list[Job]:
 
 
 @functools.cache
-def _prefix(name: str, width: Any, blocks: Any, until: Any, train: str, bn: str) -> str | None:
-    model = create_model(name, width=width, blocks=blocks, until=until)
+def _prefix(name: str, width: Any, blocks: Any, last_stage: Any, train: str, bn: str) -> str | None:
+    model = create_model(name, width=width, blocks=blocks, last_stage=last_stage)
     plan = make_plan(model, variable_shapes(model), train=train, bn=bn, lr=1.0, allow_fresh_frozen=True)
     return prefix_end(model, plan)
 
@@ -273,6 +276,6 @@ def shares(fields: Fields) -> bool:
     """Whether runs of this kind have a part of the network in common that never changes."""
     blocks = fields["model.blocks"]
     return _prefix(
-        fields["model.name"], fields["model.width"], blocks and tuple(blocks), fields["model.until"] or None,
+        fields["model.name"], fields["model.width"], blocks and tuple(blocks), fields["model.last_stage"] or None,
         fields["transfer.train"], fields["transfer.bn"],
     ) is not None  # fmt: skip

@@ -61,7 +61,7 @@ def tiny(given: Fields) -> tuple[Fields, Fields | None]:
     if not weights.startswith("imagenet"):
         return small, None
     network = {name: small[name] for name in small if name.startswith("model.") and name != "model.weights"}
-    network.pop("model.until", None)
+    network.pop("model.last_stage", None)
     network.pop("model.outputs", None)
     first = {
         **network, **TINY_NETWORKS[kind], "model.weights": "None", "data.source": "shapes:tiny-source",

@@ -134,7 +134,7 @@ STUDIES = (
             ),
             Cell(
                 "plain images and a resized, flipped copy of each",
-                {"augment.copies": 1},
+                {"protocol.augmented_copies": 1},
                 differences=("one copy of each image; the report does not say how many it added",),
             ),
             Cell(

@@ -98,7 +98,7 @@ TABLE_8: tuple[tuple[str, dict[str, Any], tuple[str, str, str, str]], ...] = (
     ("ColorJitter(contrast=0.05)", {"augment.contrast": 0.05}, ("0.03", "7", "85.11 %", "14.56 %")),
     ("ColorJitter(saturation=0.05)", {"augment.saturation": 0.05}, ("0.03", "20", "82.98 %", "18.60 %")),
     ("ColorJitter(hue=0.05)", {"augment.hue": 0.05}, ("0.01", "20", "78.72 %", "33.54 %")),
-    ("Greyscale()", {"augment.grey": 1.0}, ("0.03", "1", "80.85 %", "68.60 %")),
+    ("Greyscale()", {"augment.grayscale": 1.0}, ("0.03", "1", "80.85 %", "68.60 %")),
     ("RandomInvert(p=0.5)", {"augment.invert": 0.5}, ("0.03", "5", "93.62 %", "78.08 %")),
     ("RandomHorizontalFlip(p=0.5)", FLIP, ("0.03", "12", "97.87 %", "82.78 %")),
     ("RandomAffine(± 1 deg)", {"augment.rotation": 1.0}, ("0.01", "8", "87.23 %", "78.46 %")),
@@ -121,7 +121,7 @@ TABLE_8: tuple[tuple[str, dict[str, Any], tuple[str, str, str, str]], ...] = (
     ),
     (
         "RandomHorizontalFlip(p=0.5), RandomAffine(± 10 deg), RandomAffine(± 10 deg)",
-        {**FLIP, "augment.rotation": 10.0, "augment.turns": 2},
+        {**FLIP, "augment.rotation": 10.0, "protocol.rotations": 2},
         ("0.03", "12", "97.87 %", "82.64 %"),
     ),
     *(
@@ -150,7 +150,7 @@ def _table_8() -> Study:
             cells.append(
                 Cell(
                     f"{name}, after normalization",
-                    {**settings, "augment.colour_last": True},
+                    {**settings, "protocol.color_after_normalization": True},
                     {"optimizer.lr": RATES},
                     differences=(
                         "colors changed where they were normalized already, and cut to 0 to 1 there, while test "

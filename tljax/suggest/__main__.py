@@ -161,7 +161,7 @@ def look(config: Any, backbone: "Backbone", *, images: int, folder: Path, consol
     least = int(np.bincount(labels).min())
     if len(classes) < 2 or least < 2:
         name = data.source.classes[classes[int(np.bincount(labels).argmin())]]
-        raise UserError(f"class {name!r} has {least} labelled training image; cross-validation needs 2 of each")
+        raise UserError(f"class {name!r} has {least} labeled training image; cross-validation needs 2 of each")
     _, copies = np.unique(prints_of(data.pixels).digests[data.splits["train"]], return_inverse=True)
     folds = make_folds(labels, min(FOLDS, least), groups=copies)
     probed = cross_validate(seen.features, labels, folds)
@@ -197,7 +197,7 @@ def choose_plan(tried: "Sequence[Trial]") -> "Trial":
 
 
 def trained_on(config: Any, data: "Data") -> np.ndarray:
-    """The classes of the labelled images that a run of the config would train on, int `[N]`: validation images that are
+    """The classes of the labeled images that a run of the config would train on, int `[N]`: validation images that are
     drawn here alone (`trial.try_fields`) are among them."""
     from tljax.data.load import open_data
 

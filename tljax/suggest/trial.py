@@ -30,9 +30,9 @@ from tljax.weights import hub
 from tljax.weights.initial import no_weights
 
 PLAIN = {
-    "augment.crop": "center", "augment.flip": False, "augment.rotation": 0.0, "augment.copies": 0,
+    "augment.crop": "center", "augment.flip": False, "augment.rotation": 0.0, "protocol.augmented_copies": 0,
     "augment.brightness": 0.0, "augment.contrast": 0.0, "augment.saturation": 0.0, "augment.hue": 0.0,
-    "augment.grey": 0.0, "augment.invert": 0.0, "augment.blur": 0, "augment.rand_ops": 0, "cache.views": 0,
+    "augment.grayscale": 0.0, "augment.invert": 0.0, "augment.blur": 0, "augment.rand_ops": 0, "cache.views": 0,
 }  # fmt: skip
 """Nothing random, so that what a frozen part puts out is computed once."""
 
@@ -43,16 +43,16 @@ class Backbone:
 
     Attributes:
       name: as `model.name`.
-      until: as `model.until`; None for the whole.
+      last_stage: as `model.last_stage`; None for the whole.
       weights: as `model.weights`.
     """
 
     name: str
-    until: str | None
+    last_stage: str | None
     weights: str
 
     def __str__(self) -> str:
-        return self.name + (f":{self.until}" if self.until else "")
+        return self.name + (f":{self.last_stage}" if self.last_stage else "")
 
 
 def read_backbones(text: str) -> tuple[Backbone, ...]:
@@ -64,12 +64,12 @@ def read_backbones(text: str) -> tuple[Backbone, ...]:
     found = []
     for part in (part.strip() for part in text.split(",")):
         who, equals, weights = part.partition("=")
-        name, colon, until = who.partition(":")
-        if not name or (equals and not weights) or (colon and not until):
+        name, colon, last_stage = who.partition(":")
+        if not name or (equals and not weights) or (colon and not last_stage):
             raise UserError(f"--backbones={text!r}: {part!r} is not NAME, NAME=WEIGHTS or NAME:LAST_STAGE=WEIGHTS, "
                             "as in resnet18:layer3=resnet18.pth")  # fmt: skip
-        create_model(name, until=until or None)
-        found.append(Backbone(name, until or None, weights or "imagenet"))
+        create_model(name, last_stage=last_stage or None)
+        found.append(Backbone(name, last_stage or None, weights or "imagenet"))
     if len({str(one) for one in found}) < len(found):
         raise UserError(f"--backbones={text!r} names a network twice")
     return tuple(found)
@@ -77,7 +77,7 @@ def read_backbones(text: str) -> tuple[Backbone, ...]:
 
 def own_backbone(config: Any) -> Backbone:
     """The one that a config names."""
-    return Backbone(config.model.name, config.model.until or None, config.model.weights)
+    return Backbone(config.model.name, config.model.last_stage or None, config.model.weights)
 
 
 def available(config: Any) -> tuple[Backbone, ...]:
@@ -91,7 +91,7 @@ def available(config: Any) -> tuple[Backbone, ...]:
     for weights, files in hub.FILES.items():
         for name, file in files.items():
             if any((folder / file).is_file() for folder in folders):
-                found.append(Backbone(name, own.until if name == own.name else None, weights))
+                found.append(Backbone(name, own.last_stage if name == own.name else None, weights))
     if not no_weights(own.weights) and own.weights not in hub.FILES:
         found = [own, *(one for one in found if str(one) != str(own))]
     best = {str(one): one for one in found}  # of two weights of one network, the later ones
@@ -105,16 +105,16 @@ def available(config: Any) -> tuple[Backbone, ...]:
 
 def network_fields(config: Any, backbone: Backbone) -> dict[str, Any]:
     """What a config says of its network with another in its place; a width or depth is its own network's."""
-    fields = {"model.name": backbone.name, "model.until": backbone.until, "model.weights": backbone.weights}
+    fields = {"model.name": backbone.name, "model.last_stage": backbone.last_stage, "model.weights": backbone.weights}
     if backbone.name != config.model.name:
-        fields |= dict.fromkeys(("model.width", "model.blocks", "model.drop", "model.depth_drop"))
+        fields |= dict.fromkeys(("model.width", "model.blocks", "model.dropout", "model.stochastic_depth"))
     return fields
 
 
 def _groups(config: Any, backbone: Backbone) -> tuple[str, ...]:
     m = config.model
     more = {"width": m.width, "blocks": m.blocks} if backbone.name == m.name else {}
-    network: Network = create_model(backbone.name, until=backbone.until, **more)
+    network: Network = create_model(backbone.name, last_stage=backbone.last_stage, **more)
     return network.groups
 
 
@@ -143,7 +143,7 @@ def last_stage_of(config: Any, backbone: Backbone) -> str:
 
 
 def try_fields(config: Any) -> dict[str, Any]:
-    """Of a trial: one phase, labelled images alone, nothing random in the images, no pictures of the run."""
+    """Of a trial: one phase, labeled images alone, nothing random in the images, no pictures of the run."""
     fields = PLAIN | {"transfer.phases": "", "semi.method": "none", "pictures": False, "select": "validation",
                       "epoch_steps": 0, "data.pseudo": ""}  # fmt: skip
     if config.data.val == 0:  # a run may do without, a choice may not

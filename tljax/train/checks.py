@@ -29,8 +29,8 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
         "data.resize": 0, "data.val": 0, "data.per_class": 0, "data.workers": 0, "data.memory_gb": 0,
         "data.split_seed": 0, "schedule.step_epochs": 0, "schedule.warmup_epochs": 0, "schedule.factor": 0,
         "optimizer.weight_decay": 0, "optimizer.clip": 0, "optimizer.momentum": 0, "model.outputs": 0,
-        "augment.copies": 0, "cache.views": 0, "cache.memory_gb": 0, "semi.rounds": 1, "semi.teacher_epochs": 0,
-        "semi.batch_size": 1, "semi.weight": 0, "semi.ramp_epochs": 0, "semi.decay": 0,
+        "protocol.augmented_copies": 0, "cache.views": 0, "cache.memory_gb": 0, "semi.rounds": 1,
+        "semi.teacher_epochs": 0, "semi.batch_size": 1, "semi.weight": 0, "semi.ramp_epochs": 0, "semi.decay": 0,
         "augment.rand_ops": 0, "semi.strong_ops": 0,
     }  # fmt: skip
     check_fields(config)
@@ -77,9 +77,9 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
     for member in members_of(config) if is_population(config) else ():
         with as_typed(member):
             check(member.config, look_at_test=look_at_test)
-    if config.cache.views and (config.cache.features == "off" or config.augment.copies):
+    if config.cache.views and (config.cache.features == "off" or config.protocol.augmented_copies):
         raise UserError("cache.views asks for fixed views, whose features are kept; it does not go with "
-                        "cache.features=off or augment.copies")  # fmt: skip
+                        "cache.features=off or protocol.augmented_copies")  # fmt: skip
     for name in ("mean", "std"):
         values = config.data[name]
         numbers = all(isinstance(v, int | float) and 0 <= v <= 1 for v in values)
@@ -88,9 +88,9 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
     if config.data.resize and config.data.resize < config.data.size:
         raise UserError(f"data.resize={config.data.resize}, the side that images are kept at, is smaller than "
                         f"data.size={config.data.size}")  # fmt: skip
-    if config.data.boxes and (config.data.labels != "all" or config.data.unlabelled):
-        raise UserError("data.boxes=True cuts to boxes that somebody drew, which unlabelled images do not have; leave "
-                        "it out, or say data.labels=all and no data.unlabelled")  # fmt: skip
+    if config.data.boxes and (config.data.labels != "all" or config.data.unlabeled):
+        raise UserError("data.boxes=True cuts to boxes that somebody drew, which unlabeled images do not have; leave "
+                        "it out, or say data.labels=all and no data.unlabeled")  # fmt: skip
     check_trackers(config.trackers)
     augmentation(config)
     augmentation(config, strong=True)
@@ -101,13 +101,13 @@ def check(config: Any, *, look_at_test: bool = False) -> None:
 
 
 def check_semi(config: Any) -> None:
-    """Refuses what learning from unlabelled images does not go with."""
+    """Refuses what learning from unlabeled images does not go with."""
     method = config.semi.method
     if method == "none":
         return
-    if config.data.labels == "all" and not config.data.unlabelled:
+    if config.data.labels == "all" and not config.data.unlabeled:
         raise UserError(f"semi.method={method} needs images without a label; say data.labels=10%, or 4 for 4 per "
-                        "class, or data.unlabelled=FOLDER")  # fmt: skip
+                        "class, or data.unlabeled=FOLDER")  # fmt: skip
     if config.model.outputs:
         raise UserError(f"semi.method={method} does not go with model.outputs={config.model.outputs}; an output that "
                         "is no class could become a label")  # fmt: skip
@@ -119,7 +119,7 @@ def check_semi(config: Any) -> None:
         return
     for name, given, alone in (
         ("accumulate", config.accumulate, 1), ("transfer.phases", config.transfer.phases, ""),
-        ("augment.copies", config.augment.copies, 0), ("loss.name", config.loss.name, "softmax"),
+        ("protocol.augmented_copies", config.protocol.augmented_copies, 0), ("loss.name", config.loss.name, "softmax"),
     ):  # fmt: skip
         if given != alone:
             raise UserError(f"semi.method={method} does not go with {name}={given}; it takes {alone!r}")

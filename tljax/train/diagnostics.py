@@ -208,7 +208,7 @@ class Diagnostics:
             if row.get("given") == 0 and "none_given" not in said and self.x.config.semi.threshold > 0:
                 self.note(
                     m, "none_given",
-                    "in this epoch no unlabelled image was sure enough to be learned from: lower semi.threshold "
+                    "in this epoch no unlabeled image was sure enough to be learned from: lower semi.threshold "
                     f"({self.x.config.semi.threshold:g}), or train longer",
                 )  # fmt: skip
         self.tell()

@@ -84,7 +84,7 @@ class Experiment:
 
     @property
     def joint(self) -> bool:
-        """Whether labelled and unlabelled images train together; an epoch is then a pass over the unlabelled ones."""
+        """Whether labeled and unlabeled images train together; an epoch is then a pass over the unlabeled ones."""
         return self.config.semi.method in METHODS
 
     @property
@@ -106,11 +106,13 @@ class Experiment:
 
     @property
     def steps_per_pass(self) -> int:
-        """Updates in which each training image, or each unlabelled one of a joint run, comes once."""
+        """Updates in which each training image, or each unlabeled one of a joint run, comes once."""
         if self.joint:
-            images = len(self.data.splits["unlabelled"])
+            images = len(self.data.splits["unlabeled"])
             return num_batches(images, min(self.config.semi.batch_size, images))
-        return num_batches(len(self.data.splits["train"]) * (1 + self.config.augment.copies), self.batch_size)
+        return num_batches(
+            len(self.data.splits["train"]) * (1 + self.config.protocol.augmented_copies), self.batch_size
+        )
 
     @property
     def normalize(self) -> Callable[[Any], jax.Array]:
@@ -187,12 +189,12 @@ class Experiment:
 
     @property
     def method(self) -> Method:
-        """How unlabelled images are learned from."""
+        """How unlabeled images are learned from."""
         s = self.config.semi
         return Method(
             name=s.method, weight=s.weight, ramp_steps=s.ramp_epochs * self.steps_per_epoch, threshold=s.threshold,
             decay=s.decay, classes=self.model.num_classes, images=len(self.data.source),
-            unlabelled=len(self.data.splits["unlabelled"]),
+            unlabeled=len(self.data.splits["unlabeled"]),
         )  # fmt: skip
 
     def init_semi(self, variables: dict[str, Any], opt_state: Any) -> dict[str, Any]:
@@ -209,7 +211,7 @@ class Experiment:
                 family=self.families(phase)[0],
                 loss=make_loss(config.loss.name, label_smoothing=config.loss.label_smoothing),
                 method=self.method,
-                labelled=feed.labelled.inputs,
+                labeled=feed.labeled.inputs,
                 weak=feed.first.inputs,
                 strong=feed.second.inputs,
                 start_stage=prefix_end if feed.features is not None else None,
@@ -245,17 +247,17 @@ class Experiment:
 
     def training_feed(self, kept: Mapping[str, Features]) -> InputPipeline | JointPipeline:
         """What trains, on kept features where there are any."""
-        labelled = self.feed("train", training=True, features=kept.get("train"))
+        labeled = self.feed("train", training=True, features=kept.get("train"))
         if not self.joint:
-            return labelled
+            return labeled
         rows, strong = self.config.semi.batch_size, kept.get("strong", kept.get("train"))
-        first = self.feed("unlabelled", training=True, features=kept.get("train"), batch_size=rows)
+        first = self.feed("unlabeled", training=True, features=kept.get("train"), batch_size=rows)
         second = self.feed(
-            "unlabelled", training=True, strong=True, features=strong, batch_size=rows, once=strong is None
+            "unlabeled", training=True, strong=True, features=strong, batch_size=rows, once=strong is None
         )
         if "strong" not in kept:  # two draws of one kind: the other half of the kept views
             second = dataclasses.replace(second, offset=self.config.cache.views // 2)
-        return JointPipeline(labelled, first, second)
+        return JointPipeline(labeled, first, second)
 
     def feed(
         self,
@@ -282,18 +284,18 @@ class Experiment:
             seed=self.config.seed,
             features=features,
             placement="host" if once else self.config.data.placement,
-            copies=self.config.augment.copies if training else 0,
+            copies=self.config.protocol.augmented_copies if training else 0,
         )
 
     @property
     def views(self) -> int:
         """How many views of a training image there are to keep features of: 1 without randomness, 0 for endless."""
-        if self.config.augment.copies:
+        if self.config.protocol.augmented_copies:
             return 0
         if not self.joint and not augmentation(self.config).random:
             return 1
         passes = -(-self.config.epochs * self.steps_per_epoch // self.steps_per_pass)
-        if is_sharing() or self.joint:  # jointly labelled images make more passes, second views come half a turn later
+        if is_sharing() or self.joint:  # jointly labeled images make more passes, second views come half a turn later
             return self.config.cache.views
         return min(self.config.cache.views, passes)
 
@@ -319,7 +321,7 @@ def augmentation(config: Any, *, strong: bool = False) -> Augmentation:
     """Of training images, or of their second views."""
     a, s = config.augment, config.semi
     rand = RandAugment(s.strong_ops, s.strong_magnitude) if strong else RandAugment(a.rand_ops, a.rand_magnitude)
-    color = Color(a.brightness, a.contrast, a.saturation, a.hue, a.grey, a.invert, a.blur)
+    color = Color(a.brightness, a.contrast, a.saturation, a.hue, a.grayscale, a.invert, a.blur)
     return Augmentation(
         config.data.size,
         a.crop,
@@ -327,9 +329,9 @@ def augmentation(config: Any, *, strong: bool = False) -> Augmentation:
         tuple(a.ratio),
         a.flip,
         a.rotation,
-        a.turns,
+        config.protocol.rotations,
         color,
-        a.colour_last,
+        config.protocol.color_after_normalization,
         rand,
     )
 

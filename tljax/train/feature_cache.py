@@ -67,10 +67,10 @@ def keep(
     """
     cache, prefix_end = x.config.cache, x.frozen_prefix_end(phase)
     strong = {"strong": x.views} if x.joint and x.config.semi.strong_ops else {}
-    views = {"train": x.views} | strong | dict.fromkeys(("val", "test", "unlabelled") if is_sharing() else ("val",), 1)
+    views = {"train": x.views} | strong | dict.fromkeys(("val", "test", "unlabeled") if is_sharing() else ("val",), 1)
     views = {name: n for name, n in views.items() if n and name in (*x.data.splits, "strong")}
     # Of all training images, so that runs with other labels share them.
-    wanted = {name: x.data.pool if name in ("train", "strong", "unlabelled") else x.data.splits[name] for name in views}
+    wanted = {name: x.data.pool if name in ("train", "strong", "unlabeled") else x.data.splits[name] for name in views}
     if prefix_end is None or cache.features == "off" or not views:
         return None
     one = shape_of_one(x, prefix_end, parallel.unreplicate(variables))

@@ -41,7 +41,7 @@ def finish(trainer: Trainer, choices: Sequence[Choice] = ()) -> dict[str, Any]:
     trainer.checkpoints.wait()
     restore_best(trainer)
     # What it says of images without a label is for whoever wants to give them one.
-    logits = {split: trainer.logits(split) for split in (*SPLITS, "unlabelled") if split in x.data.splits}
+    logits = {split: trainer.logits(split) for split in (*SPLITS, "unlabeled") if split in x.data.splits}
     labels = {split: x.data.labels(split, "the final test") for split in SPLITS if split in x.data.splits}
     twice = x.duplicates
     told = twice.as_dict(x.data.source.names)
@@ -118,8 +118,8 @@ def member_result(
             result[name] = score(logits[split], labels[split], x.plain_loss).as_dict()
     if result["validation"] is None and result["test"] is not None:
         trainer.diagnostics.tested(m, result["test"], labels["test"])
-    if "unlabelled" in logits:
-        result["unlabelled"] = pseudo_label_report(x.config.semi, x.data, logits["unlabelled"])
+    if "unlabeled" in logits:
+        result["unlabelled"] = pseudo_label_report(x.config.semi, x.data, logits["unlabeled"])
     if result["validation"] is not None:
         last = {name: history[-1][f"val_{name}"] for name in ("accuracy", "correct", "seen")}
         chose = x.config.select != "last" and len(history) > 1
@@ -178,12 +178,12 @@ def member_result(
 
 
 def pseudo_label_report(semi: Any, data: Data, logits: np.ndarray) -> dict[str, Any]:
-    """What the labels would be worth that a network gives to unlabelled images: to all, or to those that its method
+    """What the labels would be worth that a network gives to unlabeled images: to all, or to those that its method
     is sure enough of. `semi` is `config.semi`."""
     found = log_probabilities(logits)
     how = "threshold" if semi.method in ("fixmatch", "flexmatch") else "all"
     chosen = pseudo_labels.select(found, how, threshold=semi.threshold)
-    return pseudo_labels.tell(found, chosen, data.truth[data.splits["unlabelled"]], data.source.classes)
+    return pseudo_labels.tell(found, chosen, data.truth[data.splits["unlabeled"]], data.source.classes)
 
 
 def best_by_test(history: list[dict[str, Any]]) -> dict[str, Any]:

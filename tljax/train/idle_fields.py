@@ -8,7 +8,7 @@ from tljax.settings.dotted import flatten
 from tljax.settings.fields import get_config
 from tljax.transfer.population import is_population, members_of
 
-_COLORS = ("brightness", "contrast", "saturation", "hue", "grey", "invert", "blur")
+_COLORS = ("brightness", "contrast", "saturation", "hue", "grayscale", "invert", "blur")
 _ROUNDS = ("rounds", "teacher_epochs", "teacher_noise", "select", "share", "targets", "calibrate", "start")
 _JOINT = ("batch_size", "weight", "ramp_epochs", "strong_ops", "strong_magnitude")
 _THRESHOLD = ("fixmatch", "flexmatch", "meta_pseudo_labels")
@@ -44,9 +44,11 @@ def _idle(f: dict[str, Any]) -> Iterator[tuple[str, str]]:
                     "schedule.step_epochs", "schedule.factor")  # fmt: skip
     yield from idle(f["augment.crop"] == "random_resized", f"augment.crop is {f['augment.crop']}, not random_resized",
                     "augment.scale", "augment.ratio")  # fmt: skip
-    yield from idle(bool(f["augment.rotation"]), "augment.rotation is 0", "augment.turns")
+    yield from idle(bool(f["augment.rotation"]), "augment.rotation is 0", "protocol.rotations")
     yield from idle(bool(f["augment.rand_ops"]), "augment.rand_ops is 0", "augment.rand_magnitude")
-    yield from idle(any(f[f"augment.{name}"] for name in _COLORS), "no color is changed", "augment.colour_last")
+    yield from idle(
+        any(f[f"augment.{name}"] for name in _COLORS), "no color is changed", "protocol.color_after_normalization"
+    )
     yield from idle(bool(f["transfer.phases"]), "there are no transfer.phases", "transfer.moments")
     yield from idle(not f["transfer.phases"], "transfer.phases says what trains", "transfer.train")
     yield from idle(bool(f["cache.views"]), "cache.views is 0", "cache.seed")
@@ -58,9 +60,7 @@ def _idle(f: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from idle(f["data.split"].count("/") != 2, f"data.split={f['data.split']} says it", "data.val")
     yield from idle(f["data.labels"] != "all", "data.labels is all", "data.labels_seed")
     if method == "none":
-        yield from (
-            (name, "semi.method is none") for name in f if name.startswith("semi.") or name == "data.unlabelled"
-        )
+        yield from ((name, "semi.method is none") for name in f if name.startswith("semi.") or name == "data.unlabeled")
         return
     rounds = method == "pseudo_label"
     yield from idle(rounds, f"it is for semi.method=pseudo_label, not {method}", *(f"semi.{name}" for name in _ROUNDS))

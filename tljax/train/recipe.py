@@ -19,7 +19,7 @@ import numpy as np
 from tljax.core.errors import UserError, counted
 from tljax.data.augment import make_normalize
 from tljax.data.batches import num_batches
-from tljax.data.folder import unlabelled_folders
+from tljax.data.folder import unlabeled_folders
 from tljax.data.load import DatasetIndex, open_data
 from tljax.data.pixels import decode_all, find_levels
 from tljax.data.reading import put_central_square
@@ -194,9 +194,9 @@ def _absolute(config: Any) -> dict[str, Any]:
     fields = {f"data.{name}": _full(value) for name in ("tfds_dir", "pseudo") if (value := config.data[name])}
     if kind in ("folder", "pets"):
         fields["data.source"] = f"{kind}:{_full(where)}"
-    if config.data.unlabelled:
+    if config.data.unlabeled:
         root = Path(os.path.expanduser(where)) if kind == "folder" else None
-        fields["data.unlabelled"] = ",".join(map(_full, unlabelled_folders(root, config.data.unlabelled)))
+        fields["data.unlabeled"] = ",".join(map(_full, unlabeled_folders(root, config.data.unlabeled)))
     if not no_weights(config.model.weights) and config.model.weights not in FILES:
         fields["model.weights"] = _full(config.model.weights)
     return fields
@@ -280,7 +280,7 @@ def choices_for(config: Any, facts: Facts, opened: Sequence[str]) -> Iterator[Ch
 def _views(config: Any, facts: Facts) -> Choice:
     if facts.kept is None:
         return Choice("cache.views", 0, "the first stage trains, so that no features can be kept")
-    if not facts.random or config.augment.copies or config.cache.features == "off":
+    if not facts.random or config.protocol.augmented_copies or config.cache.features == "off":
         return Choice("cache.views", 0, "nothing random, or features are not to be kept")
     most = int(KEPT_BYTES / (facts.view_bytes * facts.train))
     if most < 2:
@@ -323,8 +323,8 @@ def _rates(config: Any, facts: Facts, opened: Sequence[str]) -> Iterator[Choice]
 
 def _length(config: Any, facts: Facts, opened: Sequence[str], views: int) -> Iterator[Choice]:
     """How many updates, at rates that end at 0, and how often a run stops among them to validate and save."""
-    kept = config.cache.features != "off" and not config.augment.copies and (views or not facts.random)
-    per_pass = num_batches(facts.train * (1 + config.augment.copies), min(config.batch_size, facts.train))
+    kept = config.cache.features != "off" and not config.protocol.augmented_copies and (views or not facts.random)
+    per_pass = num_batches(facts.train * (1 + config.protocol.augmented_copies), min(config.batch_size, facts.train))
     if no_weights(config.model.weights):
         updates, why = SCRATCH_EPOCHS * per_pass, "random weights take long"
     elif facts.trained != ("head",):

@@ -131,8 +131,8 @@ def config_of(config: Any, number: int, workdir: Path) -> Any:
         if not s.teacher_noise:
             own.augment = get_config().augment
             own.augment.crop, own.augment.flip, own.cache.views = "center", False, 0
-            own.model.drop = 0.0
-            own.model.depth_drop = 0.0 if config.model.depth_drop else None
+            own.model.dropout = 0.0
+            own.model.stochastic_depth = 0.0 if config.model.stochastic_depth else None
     else:
         own.seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
         own.data.pseudo = str(labels_file(workdir, number))
@@ -183,8 +183,8 @@ def label(config: Any, number: int, workdir: Path, listed: DatasetIndex) -> Reco
     With a growing number of images (`top`, `top_per_class`), round r of R gets r/R of `semi.share`.
     """
     s, file = config.semi, workdir / f"round-{number - 1}" / PREDICTIONS
-    (names, logits), fitted = answers_of(file, "unlabelled_names", "unlabelled_logits"), {"temperature": 1.0}
-    asked = {listed.source.names[i] for i in listed.splits["unlabelled"]}
+    (names, logits), fitted = answers_of(file, "unlabeled_names", "unlabeled_logits"), {"temperature": 1.0}
+    asked = {listed.source.names[i] for i in listed.splits["unlabeled"]}
     if not set(names.tolist()) <= asked or logits.shape != (
         len(names),
         outputs(config.loss.name, len(listed.source.classes)),

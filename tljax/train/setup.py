@@ -51,11 +51,11 @@ def outline(config: Any) -> Outline:
     build: Callable[..., Network] = functools.partial(
         create_model,
         m.name,
-        until=m.until or None,
+        last_stage=m.last_stage or None,
         width=m.width,
         blocks=m.blocks,
-        drop=m.drop,
-        depth_drop=m.depth_drop,
+        dropout=m.dropout,
+        stochastic_depth=m.stochastic_depth,
         dtype=m.dtype,
         head_init=m.head_init,
     )

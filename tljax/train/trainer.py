@@ -37,7 +37,7 @@ from tljax.train.throughput import LEAST, Budget, Clock, Forecast
 from tljax.transfer.optimizer import carry_moments
 
 SUMS = ("loss", "correct", "seen")
-GIVEN = ("index", "given")  # of unlabelled images, and what they were taken for
+GIVEN = ("index", "given")  # of unlabeled images, and what they were taken for
 TOLD = ("given", "known", "right")  # of an epoch's pseudo-labels: how many, of how many somebody knows the label
 VITAL = ("norms", "active")  # whether anything is learned
 FETCHED = 20  # updates whose metrics are looked at together
@@ -306,9 +306,9 @@ class Trainer:
         )
 
     def trace(self, feed: InputPipeline | JointPipeline, number: int) -> dict[str, int]:
-        """Which stages' outputs are finite on the batch of a step, the labelled images first."""
+        """Which stages' outputs are finite on the batch of a step, the labeled images first."""
         x, found = self.x, {}
-        parts = {"labelled": feed.labelled, "weak": feed.first} if isinstance(feed, JointPipeline) else {"": feed}
+        parts = {"labeled": feed.labeled, "weak": feed.first} if isinstance(feed, JointPipeline) else {"": feed}
         shard = next(repeat(feed, x.replicas, start=number))
         start_stage = x.frozen_prefix_end(self.phase) if feed.features is not None else None
         for name, part in parts.items():

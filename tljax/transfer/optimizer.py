@@ -72,7 +72,7 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a plan: `update(grads, state, params, multiplier=...)` over the full tree of parameters.
 
-    Every parameter is labelled; frozen ones go to `set_to_zero` and hold no moments. The rules are torch's: weight
+    Every parameter is labeled; frozen ones go to `set_to_zero` and hold no moments. The rules are torch's: weight
     decay enters the gradient for `sgd` and `adam`, and is decoupled for `adamw`.
 
     Args:
