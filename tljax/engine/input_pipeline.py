@@ -50,6 +50,7 @@ class InputPipeline:
       placement: 'host', 'device', or 'auto'.
       copies: how often each training image comes augmented, after it came plain; 0: once, augmented.
       offset: of kept views, the one that epoch 0 sees.
+      resident: all inputs, on the devices, where `placed` put them there.
     """
 
     data: Data
@@ -65,6 +66,7 @@ class InputPipeline:
     placement: str = "auto"
     copies: int = 0
     offset: int = 0
+    resident: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         indices = self.indices
@@ -73,12 +75,15 @@ class InputPipeline:
         self._rows = np.zeros(self._images, np.int32)
         self._rows[held] = np.arange(len(held), dtype=np.int32)
         self._canvas = padded_shape_of(self.data.pixels, indices) if self.training else (self.crop, self.crop)
-        one = int(np.prod(self._canvas)) * 3
-        size = len(indices) * one if self.features is None else self.features.values.nbytes
+
+    def placed(self) -> "InputPipeline":
+        """The same with its inputs on the devices, where `placement` asks for that; all processes call it together."""
+        picture = int(np.prod(self._canvas)) * 3
+        size = len(self.indices) * picture if self.features is None else self.features.values.nbytes
         on_device = self.placement == "device" or (
             self.placement == "auto" and not all_reduce_max(not fits_on_device(size))
         )
-        self.resident = replicate(self._everything()) if on_device else {}
+        return dataclasses.replace(self, resident=replicate(self._everything())) if on_device else self
 
     @property
     def count(self) -> int:

@@ -286,7 +286,8 @@ def try_rates(
     with tempfile.TemporaryDirectory(dir=folder) as place:
         checkpoints = Checkpoints(Path(place))
         try:
-            trainer = Trainer(x, variables, checkpoints, Console(quiet=True), 0.0, Path(place))
+            trainer = Trainer(x, checkpoints, Console(quiet=True), 0.0, Path(place))
+            trainer.begin(variables)
             trainer.train(make_writer(Path(place), console, config, first=False))
             restore_best(trainer)
             logits, labels = trainer.logits("val"), x.data.labels("val")

@@ -285,7 +285,7 @@ class Experiment:
             features=features,
             placement="host" if once else self.config.data.placement,
             copies=self.config.protocol.augmented_copies if training else 0,
-        )
+        ).placed()
 
     @property
     def views(self) -> int:

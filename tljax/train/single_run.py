@@ -113,7 +113,8 @@ def run(
             folders.write_json(workdir / folders.CONFIG, config.to_dict())
         writer = console_lib.make_writer(workdir, console, config, first=first)
         stack.callback(writer.close)
-        trainer = Trainer(experiment, variables, checkpoints, console, began, workdir, budget)
+        trainer = Trainer(experiment, checkpoints, console, began, workdir, budget)
+        trainer.begin(variables)
         if not trainer.step and not config.data.pseudo:  # of a run that goes on, or a teacher's students, it was said
             told = experiment.duplicates.as_dict(experiment.data.source.names)
             console_lib.print_duplicates(console, told, before=True)

@@ -67,7 +67,6 @@ class Trainer:
     def __init__(
         self,
         experiment: Experiment,
-        variables: dict[str, Any],
         checkpoints: Checkpoints,
         console: Console,
         began: float,
@@ -91,30 +90,41 @@ class Trainer:
         self.kept: Kept | None = None
         self.features: dict[str, Any] | None = None  # what is told of those kept last
         self.evaluators: dict[str, tuple[InputPipeline, Callable[..., Any]]] = {}
-        vitals = None
-        found = checkpoints.newest(self.like(variables), lambda line: console.print(line, markup=False))
-        if found is None:
-            state = fresh_state(self.x, 0, variables)
-        else:
-            state, record = found
-            self.phase, self.histories = record["phase"], record["histories"]
-            self.best = record["best"] if "best" in record else self.best_by_older_rule(state)
-            self.sums |= {name: np.asarray(values) for name, values in record["sums"].items()}
-            self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
-            self.features = record.get("features")
-            self.last_step = record.get("last_step", self.last_step)
-            self.diverged, vitals = record["diverged"], record.get("diagnostics")
-            self.clocks = [Clock(**clock) for clock in record["clocks"]]
-            self.x.data.sealed.reads.update(record.get("test_labels", {}))
-            console.print(f"going on from step {state.step:,} of {self.last_step:,}")
-            self.tell_of_lost_best()
-            if "content" not in record:
-                console.print("an older version began this run and did not keep what is in its images: nobody can tell "
-                              "whether they are the same pictures under the same names")  # fmt: skip
-        self.diagnostics = Diagnostics(experiment, console, vitals)
+        self.step = 0
+        self.state: Any  # from `begin` on, as the next
+        self.diagnostics: Diagnostics
+
+    def begin(self, variables: dict[str, Any]) -> None:
+        """Goes on from the newest checkpoint, else starts with `variables`; all processes call it together.
+
+        Raises:
+          UserError: when the checkpoints are of another config or of other images.
+        """
+        found = self.checkpoints.newest(self.like(variables), lambda line: self.console.print(line, markup=False))
+        state, record = found or (fresh_state(self.x, 0, variables), {})
+        if record:
+            self.restore(state, record)
+        self.diagnostics = Diagnostics(self.x, self.console, record.get("diagnostics"))
         self.step = int(state.step)
         assert_equal_across_processes(lambda: {"the step that the run goes on from": self.step})
         self.state = parallel.replicate(state)
+
+    def restore(self, state: TrainState, record: dict[str, Any]) -> None:
+        """Takes over what `save` recorded beside a state."""
+        self.phase, self.histories = record["phase"], record["histories"]
+        self.best = record["best"] if "best" in record else self.best_by_older_rule(state)
+        self.sums |= {name: np.asarray(values) for name, values in record["sums"].items()}
+        self.earlier_seconds, self.first_step = record["seconds"], record["first_step"]
+        self.features = record.get("features")
+        self.last_step = record.get("last_step", self.last_step)
+        self.diverged = record["diverged"]
+        self.clocks = [Clock(**clock) for clock in record["clocks"]]
+        self.x.data.sealed.reads.update(record.get("test_labels", {}))
+        self.console.print(f"going on from step {state.step:,} of {self.last_step:,}")
+        self.tell_of_lost_best()
+        if "content" not in record:
+            self.console.print("an older version began this run and did not keep what is in its images: nobody can "
+                               "tell whether they are the same pictures under the same names")  # fmt: skip
 
     def like(self, variables: dict[str, Any]) -> Callable[[dict[str, Any]], TrainState]:
         """A record -> a state at the beginning, with the optimizer of the phase that was saved."""
