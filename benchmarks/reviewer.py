@@ -26,7 +26,7 @@ from jinja2 import nodes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import archive
+from benchmarks import archive, suggest_page
 from benchmarks.defaults import RECIPES
 from benchmarks.defaults_page import make_page
 from tljax.core.errors import UserError, one_line
@@ -300,6 +300,8 @@ def makers(pages: Path, templates: Path) -> dict[str, Callable[[], str]]:
         made[f"{name}.md"] = lambda template=template, name=name: render(template, pages / f"{name}{ARCHIVE}")
     if (data := pages / "defaults.jsonl").exists():
         made["defaults.md"] = lambda: make_defaults(data)
+    if (cases := pages / "suggest.jsonl").exists():
+        made["suggest.md"] = lambda: suggest_page.make_page(suggest_page.read(cases))
     return made
 
 

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from tests import commands, tiny
+from tests import commands
 from tests.same import differences
 
 pytestmark = pytest.mark.slow
@@ -33,13 +33,19 @@ def disk(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Photos, the overrides that train on them, and a run that had room."""
-    root = tmp_path_factory.mktemp("whole")
-    overrides = {"data.source": f"folder:{tiny.make_folder(root / 'photos')}", **OVERRIDES}
-    found = commands.run("configs/folder.py", root / "run", overrides)
-    assert found.returncode == 0, found.stderr
-    return overrides, root / "run"
+def overrides(photos):
+    return {"data.source": f"folder:{photos}", **OVERRIDES}
+
+
+@pytest.fixture(scope="module")
+def whole(overrides, once):
+    """A run that had room."""
+
+    def train(workdir):
+        found = commands.run("configs/folder.py", workdir, overrides)
+        assert found.returncode == 0, found.stderr
+
+    return once("full-disk", train)
 
 
 def one_line(found, *words):
@@ -65,21 +71,19 @@ def fill(folder, left):
 
 
 @pytest.mark.parametrize("left", [20_000, 1_200_000])
-def test_a_full_disk_ends_with_one_line_and_room_lets_the_same_command_go_on(disk, whole, left):
+def test_a_full_disk_ends_with_one_line_and_room_lets_the_same_command_go_on(disk, overrides, whole, left):
     folder, _ = disk
-    overrides, run = whole
     fill(folder, left)
     found = commands.run("configs/folder.py", folder / "run", overrides)
     one_line(found, "No space left on device", "goes on from there")
     (folder / "film.mp4").unlink()
     found = commands.run("configs/folder.py", folder / "run", overrides)
     assert found.returncode == 0, found.stderr
-    assert differences(run, folder / "run")[0] == []
+    assert differences(whole, folder / "run")[0] == []
 
 
-def test_a_disk_that_may_not_be_written_to_is_one_line(disk, whole):
+def test_a_disk_that_may_not_be_written_to_is_one_line(disk, overrides):
     folder, remount = disk
-    overrides, _ = whole
     remount("ro")
     one_line(commands.run("configs/folder.py", folder / "run", overrides), str(folder / "run"), "Read-only file system")
     remount("rw")

@@ -95,8 +95,8 @@ def assert_equal_folder(workdir: Path) -> None:
         except OSError:
             return ""
 
-    own = distributed.global_state.process_id
-    there = share(holder() if own == 0 else "")[0]
+    process = distributed.global_state.process_id
+    there = share(holder() if process == 0 else "")[0]
     until = time.monotonic() + 15  # a network file system may show others' files late
     while (here := holder()) != there and time.monotonic() < until:
         time.sleep(0.5)

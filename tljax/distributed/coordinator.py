@@ -76,30 +76,30 @@ def gather(listener: socket.socket, count: int, until: float) -> tuple[dict[int,
                 line.settimeout(HELLO)
                 try:
                     said = hear(line)
-                    own, processes = said["process"], said["processes"]
+                    process, processes = said["process"], said["processes"]
                 except (OSError, ValueError, KeyError, TypeError):
                     line.close()  # none of ours
                     continue
                 line.settimeout(None)
                 error = ""
                 if processes != count:
-                    error = f"process {own} was given --processes={processes}, but process 0 --processes={count}"
-                elif own in lines:
-                    error = f"two processes were given --process={own}"
+                    error = f"process {process} was given --processes={processes}, but process 0 --processes={count}"
+                elif process in lines:
+                    error = f"two processes were given --process={process}"
                 if error:
                     tell(line, {"error": error})
                     wrong = wrong or error
                     continue
-                lines[own] = line
-                selector.register(line, selectors.EVENT_READ, own)
+                lines[process] = line
+                selector.register(line, selectors.EVENT_READ, process)
     return lines, wrong
 
 
 def relay(lines: dict[int, socket.socket]) -> None:
     """Passes on how each process ends, until all have."""
     with selectors.DefaultSelector() as selector:
-        for own, line in lines.items():
-            selector.register(line, selectors.EVENT_READ, own)
+        for process, line in lines.items():
+            selector.register(line, selectors.EVENT_READ, process)
         while selector.get_map():
             for key, _ in selector.select():
                 said: dict[str, Any] = {}
@@ -107,8 +107,8 @@ def relay(lines: dict[int, socket.socket]) -> None:
                     said = hear(lines[key.data])
                 selector.unregister(key.fileobj)
                 if "done" not in said:
-                    for own, line in lines.items():
-                        if own != key.data:
+                    for process, line in lines.items():
+                        if process != key.data:
                             tell(line, {"process": key.data, **said})
 
 

@@ -28,7 +28,7 @@ _over = threading.Event()  # all have done what there was to do
 
 
 @contextlib.contextmanager
-def joined(address: str, count: int, own: int, *, patience: int, workdir: Path) -> Iterator[None]:
+def joined(address: str, count: int, process: int, *, patience: int, workdir: Path) -> Iterator[None]:
     """Makes this process one of several for the time of a run, and ends it with a line where another one ends early.
 
     An error within is told to the others, who print it as well. Then this process ends, whatever is on the stack.
@@ -36,7 +36,7 @@ def joined(address: str, count: int, own: int, *, patience: int, workdir: Path) 
     Args:
       address: HOST:PORT where process 0 is reached.
       count: how many processes there are.
-      own: which of them this is, from 0.
+      process: which of them this is, from 0.
       patience: seconds to wait for the others to start.
       workdir: where the run's checkpoints are.
 
@@ -45,11 +45,11 @@ def joined(address: str, count: int, own: int, *, patience: int, workdir: Path) 
     """
     host, port = check_address(address)
     with contextlib.ExitStack() as stack:
-        if own == 0:
+        if process == 0:
             stack.enter_context(start_coordinator(port, count, patience))
-        line = stack.enter_context(meet(host, port, count, own, patience))
+        line = stack.enter_context(meet(host, port, count, process, patience))
         threading.Thread(target=_listen, args=(line, count, workdir), name="others", daemon=True).start()
-        connect(address, count, own)
+        connect(address, count, process)
         try:
             jax.devices()
             barrier()
@@ -93,7 +93,7 @@ def start_coordinator(port: int, count: int, patience: int) -> subprocess.Popen[
     return coordinator
 
 
-def meet(host: str, port: int, count: int, own: int, patience: int) -> socket.socket:
+def meet(host: str, port: int, count: int, process: int, patience: int) -> socket.socket:
     """Waits for all processes; returns the connection to their coordinator."""
     until = time.monotonic() + patience
     while True:
@@ -109,21 +109,21 @@ def meet(host: str, port: int, count: int, own: int, patience: int) -> socket.so
         closing.enter_context(line)
         stay_in_touch(line)
         line.settimeout(None)
-        tell(line, {"process": own, "processes": count})
+        tell(line, {"process": process, "processes": count})
         if error := hear(line).get("error", "process 0 is gone"):
             raise UserError(error)
         closing.pop_all()
     return line
 
 
-def connect(address: str, count: int, own: int) -> None:
+def connect(address: str, count: int, process: int) -> None:
     """Starts JAX's distributed system on the service that the coordinator runs."""
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which `signals.listen` answers
     jaxlib: Any = importlib.import_module("jaxlib._jax")
     make = jaxlib.get_distributed_runtime_service
     jaxlib.get_distributed_runtime_service = lambda *args, **kwargs: None  # process 0 would start one
     try:
-        jax.distributed.initialize(address, count, own)
+        jax.distributed.initialize(address, count, process)
     finally:
         jaxlib.get_distributed_runtime_service = make
 

@@ -24,9 +24,9 @@ Batch = Mapping[str, Any]
 Metrics = dict[str, Any]
 
 
-Own = dict[str, dict[Path, Any]]
-"""What one member changes: `params` that train and `batch_stats` that move, each flat by path."""
-NOTHING: Own = {"params": {}, "batch_stats": {}}
+Variables = dict[str, dict[Path, Any]]
+"""`params` and `batch_stats`, each flat by path: those that a plan changes (trainable), or all others (frozen)."""
+NOTHING: Variables = {"params": {}, "batch_stats": {}}
 
 
 def by_family(families: Sequence[Family], tree: Any) -> list[Any]:
@@ -35,23 +35,23 @@ def by_family(families: Sequence[Family], tree: Any) -> list[Any]:
     return [jax.tree.map(operator.itemgetter(slice(a, b)), tree) for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def partition(model: Network, plan: Plan, variables: Mapping[str, Any]) -> tuple[Own, Own]:
-    """Variables cut in two: what the plan changes, and what it leaves alone."""
+def partition(model: Network, plan: Plan, variables: Mapping[str, Any]) -> tuple[Variables, Variables]:
+    """Variables cut in two: trainable, which is what the plan changes, and frozen."""
     moving = {name for name, mode in plan.modes.items() if mode.update}
-    trainable, frozen = plan.split(variables["params"])
+    trained, constant = plan.split(variables["params"])
     stats: dict[Path, Any] = dict(traverse_util.flatten_dict(variables["batch_stats"]))
-    own = {p: v for p, v in stats.items() if model.group_of(p) in moving}
-    still = {p: v for p, v in stats.items() if p not in own}
-    return {"params": trainable, "batch_stats": own}, {"params": frozen, "batch_stats": still}
+    updated = {p: v for p, v in stats.items() if model.group_of(p) in moving}
+    fixed = {p: v for p, v in stats.items() if p not in updated}
+    return {"params": trained, "batch_stats": updated}, {"params": constant, "batch_stats": fixed}
 
 
-def combine(own: Own, shared: Own) -> dict[str, Any]:
+def combine(trainable: Variables, frozen: Variables) -> dict[str, Any]:
     """The inverse of `partition`."""
-    return {name: merge(own[name], shared[name]) for name in ("params", "batch_stats")}
+    return {name: merge(trainable[name], frozen[name]) for name in ("params", "batch_stats")}
 
 
 def update_params(
-    plan: Plan, tx: optax.GradientTransformationExtraArgs, shared: Own, params: Any, opt_state: Any, grads: Any,
+    plan: Plan, tx: optax.GradientTransformationExtraArgs, frozen: Variables, params: Any, opt_state: Any, grads: Any,
     factor: jax.Array,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Trainable parameters, flat by path, and the optimizer's state after one update by gradients of the same form.
@@ -59,8 +59,8 @@ def update_params(
     Frozen parameters enter the optimizer as zeros, which cost nothing once compiled, and leave it untouched: adding a
     zero update would still turn -0.0 into 0.0.
     """
-    full = merge(grads, {p: jnp.zeros_like(v) for p, v in shared["params"].items()})
-    updates, opt_state = tx.update(full, opt_state, merge(params, shared["params"]), multiplier=factor)
+    full = merge(grads, {p: jnp.zeros_like(v) for p, v in frozen["params"].items()})
+    updates, opt_state = tx.update(full, opt_state, merge(params, frozen["params"]), multiplier=factor)
     return optax.apply_updates(params, plan.split(updates)[0]), opt_state
 
 
@@ -78,9 +78,9 @@ def active_outputs(model: Network, logits: jax.Array, mask: jax.Array) -> Metric
     return {"active": ((logits > 0) & (mask > 0)[:, None]).sum(0)}
 
 
-def run_prefix(model: Network, shared: Own, x: jax.Array, *, start_stage: str | None, stop_stage: str) -> Any:
+def run_prefix(model: Network, frozen: Variables, x: jax.Array, *, start_stage: str | None, stop_stage: str) -> Any:
     """Stages of the constant prefix, which no member changes."""
-    return model.apply(combine(NOTHING, shared), x, ForwardContext(), start_stage=start_stage, stop_stage=stop_stage)
+    return model.apply(combine(NOTHING, frozen), x, ForwardContext(), start_stage=start_stage, stop_stage=stop_stage)
 
 
 def each_member(function: Callable[..., Any], member_map: str, *arguments: Any) -> Any:
@@ -138,24 +138,31 @@ def make_train_step(
     def parts_of(examples: Any) -> Any:
         return jax.tree.map(lambda v: jnp.moveaxis(v.reshape(-1, accumulate, *v.shape[1:]), 1, 0), examples)
 
-    def prefix(shared: Own, x: jax.Array, stop_stage: str) -> jax.Array:
-        run = functools.partial(run_prefix, model, shared, start_stage=start_stage, stop_stage=stop_stage)
+    def prefix(frozen: Variables, x: jax.Array, stop_stage: str) -> jax.Array:
+        run = functools.partial(run_prefix, model, frozen, start_stage=start_stage, stop_stage=stop_stage)
         if accumulate == 1:
             return run(x)
         y = jnp.moveaxis(jax.lax.map(run, parts_of(x)), 0, 1)
         return y.reshape(-1, *y.shape[2:])
 
     def update(
-        family: Family, shared: Own, examples: Batch, seen: jax.Array, own: Own, opt_state: Any, hyper: Any, factor: Any
-    ) -> tuple[Own, Any, Metrics]:
-        def part(trainable: Any, stats: Any, part_of: Batch) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        family: Family,
+        frozen: Variables,
+        examples: Batch,
+        seen: jax.Array,
+        trainable: Variables,
+        opt_state: Any,
+        hyper: Any,
+        factor: Any,
+    ) -> tuple[Variables, Any, Metrics]:
+        def part(params: Any, stats: Any, part_of: Batch) -> tuple[jax.Array, tuple[Any, Metrics]]:
             forward = ForwardContext(
                 bn=plan.modes,
                 mask=part_of["mask"],
                 keys=part_of["key"],
                 axis_name=axis if cross_replica_bn else None,
             )
-            variables = combine({"params": trainable, "batch_stats": stats}, shared)
+            variables = combine({"params": params, "batch_stats": stats}, frozen)
             logits, changed = model.apply(
                 variables, part_of["x"], forward, start_stage=frozen_prefix_end or start_stage, mutable=["batch_stats"]
             )
@@ -168,15 +175,15 @@ def make_train_step(
 
         gradient = jax.grad(part, has_aux=True)
         if accumulate == 1:
-            grads, (stats, sums) = gradient(own["params"], own["batch_stats"], examples)
+            grads, (stats, sums) = gradient(trainable["params"], trainable["batch_stats"], examples)
         else:
 
             def accumulate_part(carry: Any, part_of: Batch) -> tuple[Any, Any]:
                 grads, stats = carry
-                more, (stats, sums) = gradient(own["params"], stats, part_of)
+                more, (stats, sums) = gradient(trainable["params"], stats, part_of)
                 return (jax.tree.map(jnp.add, grads, more), stats), sums
 
-            start = (jax.tree.map(jnp.zeros_like, own["params"]), own["batch_stats"])
+            start = (jax.tree.map(jnp.zeros_like, trainable["params"]), trainable["batch_stats"])
             (grads, stats), sums = jax.lax.scan(accumulate_part, start, parts_of(examples))
             sums = {k: v.sum(0) for k, v in sums.items()}
 
@@ -184,32 +191,36 @@ def make_train_step(
         if axis is not None and not cross_replica_bn:  # each replica's statistics count by the examples it saw
             here = examples["mask"].sum()
             stats = {p: total(v * (here.astype(v.dtype) / seen.astype(v.dtype))) for p, v in stats.items()}
-        moved, opt_state = update_params(plan, family.optimizer(hyper), shared, own["params"], opt_state, grads, factor)
+        moved, opt_state = update_params(
+            plan, family.optimizer(hyper), frozen, trainable["params"], opt_state, grads, factor
+        )
         metrics = {**total(sums), **gradient_norms(plan, grads)}
         return {"params": moved, "batch_stats": stats}, opt_state, metrics
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        own, shared = partition(model, plan, state.variables)
+        trainable, frozen = partition(model, plan, state.variables)
         keys = example_keys(key, batch["epoch"], batch["index"])
         x = inputs(streams(keys, Stream.AUGMENTATION), batch)
         if shared_prefix:
-            x = prefix(shared, x, shared_prefix)
+            x = prefix(frozen, x, shared_prefix)
         examples = {"x": x, "key": keys, "label": batch["label"], "mask": batch["mask"]}
         seen = total(batch["mask"].sum())
-        owns, opt_states = ([own], (state.opt_state,)) if alone else (by_family(families, own), state.opt_state)
+        parts, opt_states = (
+            ([trainable], (state.opt_state,)) if alone else (by_family(families, trainable), state.opt_state)
+        )
         done = []
-        for family, mine, opt_state in zip(families, owns, opt_states, strict=True):
+        for family, mine, opt_state in zip(families, parts, opt_states, strict=True):
             factors = [schedule(state.step - first_step) for schedule in family.schedules]
-            run = functools.partial(update, family, shared, examples, seen)
+            run = functools.partial(update, family, frozen, examples, seen)
             done.append(
                 each_member(run, member_map, mine, opt_state, family.hyper, factors[0] if alone else jnp.stack(factors))
             )
         if alone:
-            ((own, opt_state, metrics),) = done
+            ((trainable, opt_state, metrics),) = done
         else:
-            owns, opt_state, metrics = zip(*done, strict=True)
-            own, metrics = (jax.tree.map(lambda *v: jnp.concatenate(v), *trees) for trees in (owns, metrics))
-        variables = combine(own, shared)
+            parts, opt_state, metrics = zip(*done, strict=True)
+            trainable, metrics = (jax.tree.map(lambda *v: jnp.concatenate(v), *trees) for trees in (parts, metrics))
+        variables = combine(trainable, frozen)
         return state.replace(step=state.step + 1, **variables, opt_state=opt_state), metrics
 
     return step
@@ -236,20 +247,20 @@ def make_forward_step(
     """
 
     def step(variables: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        own, shared = partition(model, plan, variables)
+        trainable, frozen = partition(model, plan, variables)
         x = inputs(streams(example_keys(key, batch["epoch"], batch["index"]), Stream.AUGMENTATION), batch)
         if stop_stage is not None:
-            y: Any = run_prefix(model, shared, x, start_stage=start_stage, stop_stage=stop_stage)
+            y: Any = run_prefix(model, frozen, x, start_stage=start_stage, stop_stage=stop_stage)
         else:
             if frozen_prefix_end != start_stage and frozen_prefix_end is not None:
-                x = run_prefix(model, shared, x, start_stage=start_stage, stop_stage=frozen_prefix_end)
+                x = run_prefix(model, frozen, x, start_stage=start_stage, stop_stage=frozen_prefix_end)
 
-            def finish(own: Own) -> Any:
+            def finish(trainable: Variables) -> Any:
                 return model.apply(
-                    combine(own, shared), x, ForwardContext(), start_stage=frozen_prefix_end or start_stage
+                    combine(trainable, frozen), x, ForwardContext(), start_stage=frozen_prefix_end or start_stage
                 )
 
-            y = each_member(finish, member_map, own)
+            y = each_member(finish, member_map, trainable)
             y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
             y = y if member_map == "none" else jnp.swapaxes(y, 0, 1)
         return y if axis is None else jax.lax.all_gather(y, axis)

@@ -283,11 +283,11 @@ def saved_member(workdir: Path, step: int, member: int, shapes: dict[str, Any], 
     found = _saved(workdir, step)
     best = found["best"] if not last and found["best"]["accuracy"][member] >= 0 else {}
 
-    def own(leaf: np.ndarray, shape: Any) -> np.ndarray:
+    def of_member(leaf: np.ndarray, shape: Any) -> np.ndarray:
         return leaf[member] if leaf.ndim > len(shape.shape) else leaf
 
     return {
-        name: jax.tree.map(own, overlaid(found[name], best.get(name) or {}), shapes[name])
+        name: jax.tree.map(of_member, overlaid(found[name], best.get(name) or {}), shapes[name])
         for name in ("params", "batch_stats")
     }
 

@@ -14,7 +14,7 @@ from tljax.data.labels import UNLABELED
 from tljax.engine.steps import (
     AXIS,
     NOTHING,
-    Own,
+    Variables,
     active_outputs,
     combine,
     gradient_norms,
@@ -58,14 +58,14 @@ class Method:
     images: int
     unlabeled: int
 
-    def init(self, own: Own, opt_state: Any) -> dict[str, Any]:
+    def init(self, trainable: Variables, opt_state: Any) -> dict[str, Any]:
         """The method's part of the train state."""
         if self.name == "mean_teacher":
-            return {"average": combine(own, NOTHING)}
+            return {"average": combine(trainable, NOTHING)}
         if self.name == "flexmatch":
             return {"status": np.asarray(flexmatch.no_status(self.images))}
         if self.name == "meta_pseudo_labels":
-            return {"teacher": combine(own, NOTHING), "opt_state": opt_state}
+            return {"teacher": combine(trainable, NOTHING), "opt_state": opt_state}
         return {}
 
 
@@ -94,10 +94,10 @@ class Tools(NamedTuple):
     """What a method's update is made of, on one replica.
 
     Attributes:
-      forward: `(own, *views) -> logits of each view, statistics`; a view is inputs, keys and mask, and all views go
-        through the network together.
-      optimize: `(own, statistics, opt_state, grads) -> own, opt_state` after one update; gradients are those of all
-        replicas, statistics those of this one.
+      forward: `(trainable, *views) -> logits of each view, statistics`; a view is inputs, keys and mask, and all views
+        go through the network together.
+      optimize: `(trainable, statistics, opt_state, grads) -> trainable, opt_state` after one update; gradients are
+        those of all replicas, statistics those of this one.
       true: logits of the labeled images -> the sum of their losses, over this replica.
       seen: labeled images of the batch, over all replicas.
       unlabeled: losses `[B]` -> their part in the mean over all replicas.
@@ -107,7 +107,7 @@ class Tools(NamedTuple):
     """
 
     forward: Callable[..., tuple[list[jax.Array], Any]]
-    optimize: Callable[..., tuple[Own, Any]]
+    optimize: Callable[..., tuple[Variables, Any]]
     true: Callable[[jax.Array], jax.Array]
     seen: jax.Array
     unlabeled: Callable[[jax.Array], jax.Array]
@@ -120,7 +120,7 @@ class Updated(NamedTuple):
     """What an update leaves: what training changes, the labeled images' logits before it, what unlabeled ones were
     given."""
 
-    own: Own
+    trainable: Variables
     opt_state: Any
     semi: Any
     grads: Any
@@ -128,15 +128,17 @@ class Updated(NamedTuple):
     given: jax.Array
 
 
-def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, state: TrainState) -> Updated:
+def consistency_update(method: Method, tools: Tools, parts: Parts, trainable: Variables, state: TrainState) -> Updated:
     """Mean Teacher, FixMatch, FlexMatch: second views of unlabeled images are held to what first views say."""
     semi, agreed = state.semi, jnp.zeros(())
     if method.name == "mean_teacher":
-        (_, agreed), _ = tools.forward(_own(semi["average"], own), parts.seen, parts.first)
+        (_, agreed), _ = tools.forward(_trainable(semi["average"], trainable), parts.seen, parts.first)
 
     def loss(params: Any) -> Any:
         first = () if method.name == "mean_teacher" else (parts.first,)  # its teacher alone sees that view
-        (logits, *mine, strong), stats = tools.forward({**own, "params": params}, parts.seen, *first, parts.second)
+        (logits, *mine, strong), stats = tools.forward(
+            {**trainable, "params": params}, parts.seen, *first, parts.second
+        )
         weak = jax.lax.stop_gradient(mine[0]) if mine else agreed
         if method.name == "mean_teacher":
             losses, given = mean_teacher.consistency_loss(strong, agreed), agreed.argmax(-1).astype(jnp.int32)
@@ -149,9 +151,9 @@ def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, sta
         value = tools.true(logits) / tools.seen + tools.weight * tools.unlabeled(losses)
         return value, (logits, weak, given, stats)
 
-    grads, (logits, weak, given, stats) = jax.grad(loss, has_aux=True)(own["params"])
+    grads, (logits, weak, given, stats) = jax.grad(loss, has_aux=True)(trainable["params"])
     grads = tools.total(grads)
-    moved, opt_state = tools.optimize(own, stats, state.opt_state, grads)
+    moved, opt_state = tools.optimize(trainable, stats, state.opt_state, grads)
     if method.name == "flexmatch":
         rows = (tools.everywhere(v) for v in (parts.index, weak, parts.first[2]))
         semi = {"status": flexmatch.new_status(semi["status"], *rows, base=method.threshold)}
@@ -161,21 +163,21 @@ def consistency_update(method: Method, tools: Tools, parts: Parts, own: Own, sta
     return Updated(moved, opt_state, semi, grads, logits, given)
 
 
-def meta_update(method: Method, tools: Tools, parts: Parts, own: Own, state: TrainState) -> Updated:
+def meta_update(method: Method, tools: Tools, parts: Parts, trainable: Variables, state: TrainState) -> Updated:
     """Meta Pseudo Labels: the student learns the teacher's labels alone, the teacher from true ones, from itself
     (consistency, as FixMatch) and from what its labels did to the student."""
-    teacher = _own(state.semi["teacher"], own)
+    teacher = _trainable(state.semi["teacher"], trainable)
     (_, weak, strong), _ = tools.forward(teacher, parts.seen, parts.first, parts.second)
     given = meta_pseudo_labels.sampled_labels(streams(parts.second[1], Stream.PSEUDO_LABEL), strong)
     sure = fixmatch.pseudo_labels(weak, method.threshold)
 
     def student_loss(params: Any) -> Any:
-        (logits, taught), stats = tools.forward({**own, "params": params}, parts.seen, parts.second)
+        (logits, taught), stats = tools.forward({**trainable, "params": params}, parts.seen, parts.second)
         return tools.unlabeled(fixmatch.given_loss(taught, given)), (logits, stats)
 
-    grads, (logits, stats) = jax.grad(student_loss, has_aux=True)(own["params"])
+    grads, (logits, stats) = jax.grad(student_loss, has_aux=True)(trainable["params"])
     grads = tools.total(grads)
-    moved, opt_state = tools.optimize(own, stats, state.opt_state, grads)
+    moved, opt_state = tools.optimize(trainable, stats, state.opt_state, grads)
     (after, _), _ = tools.forward(moved, parts.seen, parts.second)
     before, after = (tools.total(tools.true(values)) / tools.seen for values in (logits, after))
     fell = meta_pseudo_labels.feedback(before, after)
@@ -231,11 +233,11 @@ def make_joint_step(
         return values if axis is None else jax.lax.all_gather(values, axis, tiled=True)
 
     def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        own, shared = partition(model, plan, state.variables)
-        parts = parts_of(shared, batch, key)
-        tools = tools_of(shared, parts, state.step)
+        trainable, frozen = partition(model, plan, state.variables)
+        parts = parts_of(frozen, batch, key)
+        tools = tools_of(frozen, parts, state.step)
         update = meta_update if method.name == "meta_pseudo_labels" else consistency_update
-        done = update(method, tools, parts, own, state)
+        done = update(method, tools, parts, trainable, state)
         mask = parts.seen[2]
         right = ((predictions(done.logits) == hard(parts.label)) * mask).sum()
         sums = {"loss": tools.true(done.logits), "correct": right, "seen": mask.sum()}
@@ -243,22 +245,22 @@ def make_joint_step(
         given = jnp.where(parts.first[2] > 0, done.given, UNLABELED)
         metrics |= {"index": everywhere(parts.index), "given": everywhere(given)}
         metrics |= gradient_norms(plan, done.grads)
-        variables = combine(done.own, shared)
+        variables = combine(done.trainable, frozen)
         state = state.replace(step=state.step + 1, **variables, opt_state=done.opt_state, semi=done.semi)
         return state, metrics
 
-    def tools_of(shared: Own, parts: Parts, step: jax.Array) -> Tools:
+    def tools_of(frozen: Variables, parts: Parts, step: jax.Array) -> Tools:
         mask, other = parts.seen[2], parts.first[2]
         seen, images, here = total(mask.sum()), total(other.sum()), mask.sum() + other.sum()
         factor = family.schedules[0](step)
 
-        def forward(own: Own, *views: View) -> tuple[list[jax.Array], Any]:
+        def forward(trainable: Variables, *views: View) -> tuple[list[jax.Array], Any]:
             x, keys, masks = (jnp.concatenate(each) for each in zip(*views, strict=True))
             forward_context = ForwardContext(
                 bn=plan.modes, mask=masks, keys=keys, axis_name=axis if cross_replica_bn else None
             )
             logits, changed = model.apply(
-                combine(own, shared),
+                combine(trainable, frozen),
                 x,
                 forward_context,
                 start_stage=frozen_prefix_end or start_stage,
@@ -267,14 +269,14 @@ def make_joint_step(
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
             moved = dict(traverse_util.flatten_dict(changed.get("batch_stats", {})))
             ends = np.cumsum([len(view[0]) for view in views])[:-1]
-            return jnp.split(logits, ends), {p: moved.get(p, v) for p, v in own["batch_stats"].items()}
+            return jnp.split(logits, ends), {p: moved.get(p, v) for p, v in trainable["batch_stats"].items()}
 
-        def optimize(own: Own, stats: Any, opt_state: Any, grads: Any) -> tuple[Own, Any]:
+        def optimize(trainable: Variables, stats: Any, opt_state: Any, grads: Any) -> tuple[Variables, Any]:
             if axis is not None and not cross_replica_bn:  # each replica's statistics count by the examples it saw
                 share = here / total(here)
                 stats = {p: total(v * share.astype(v.dtype)) for p, v in stats.items()}
             tx = family.optimizer({})
-            params, opt_state = update_params(plan, tx, shared, own["params"], opt_state, grads, factor)
+            params, opt_state = update_params(plan, tx, frozen, trainable["params"], opt_state, grads, factor)
             return {"params": params, "batch_stats": stats}, opt_state
 
         return Tools(
@@ -288,7 +290,7 @@ def make_joint_step(
             weight=method.weight * mean_teacher.ramp(step, method.ramp_steps),
         )
 
-    def parts_of(shared: Own, batch: Any, key: jax.Array) -> Parts:
+    def parts_of(frozen: Variables, batch: Any, key: jax.Array) -> Parts:
         first, second = batch["labeled"], batch["weak"]
         keys = example_keys(key, first["epoch"], first["index"])
         others = example_keys(key, second["epoch"], second["index"])
@@ -299,7 +301,7 @@ def make_joint_step(
             strong(streams(again, Stream.AUGMENTATION), batch.get("strong", second)),
         ]
         if frozen_prefix_end is not None and frozen_prefix_end != start_stage:
-            views = [run_prefix(model, shared, x, start_stage=start_stage, stop_stage=frozen_prefix_end) for x in views]
+            views = [run_prefix(model, frozen, x, start_stage=start_stage, stop_stage=frozen_prefix_end) for x in views]
         masks = first["mask"], second["mask"]
         return Parts(
             label=first["label"],
@@ -312,7 +314,7 @@ def make_joint_step(
     return step
 
 
-def _own(tree: Any, like: Own) -> Own:
+def _trainable(tree: Any, like: Variables) -> Variables:
     """Nested, as a train state has it, to flat by path; of networks without moving statistics these are empty."""
     flat = {name: dict(traverse_util.flatten_dict(tree.get(name, {}))) for name in like}
     return {name: {path: flat[name][path] for path in values} for name, values in like.items()}

@@ -183,7 +183,9 @@ class Experiment:
         trainable, frozen = self.plans[0][phase].split(params)
 
         def init(family: Family, mine: Any) -> Any:
-            return jax.vmap(lambda own, hyper: family.optimizer(hyper).init(merge(own, frozen)))(mine, family.hyper)
+            return jax.vmap(lambda params, hyper: family.optimizer(hyper).init(merge(params, frozen)))(
+                mine, family.hyper
+            )
 
         return tuple(init(*each) for each in zip(families, by_family(families, trainable), strict=True))
 

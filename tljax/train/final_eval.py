@@ -97,9 +97,9 @@ def restore_best(trainer: Trainer) -> None:
             trainer.state = parallel.replicate(state.replace(semi={}, **saved))
     elif "val" in x.data.splits and x.config.select != "last":
         plan = x.plans[0][0]
-        shared = partition(x.model, plan, state.variables)[1]
-        own, _ = partition(x.model, plan, state.best)
-        trainer.state = parallel.replicate(state.replace(**combine(own, shared)))
+        frozen = partition(x.model, plan, state.variables)[1]
+        best, _ = partition(x.model, plan, state.best)
+        trainer.state = parallel.replicate(state.replace(**combine(best, frozen)))
 
 
 def member_result(

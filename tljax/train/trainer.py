@@ -48,9 +48,9 @@ def fresh_state(x: Experiment, phase: int, variables: dict[str, Any]) -> TrainSt
     """The state at the beginning of a run, with the optimizer of a phase."""
     opt_state, best = x.init_optimizer(phase, variables["params"]), {}
     if x.population:
-        own, members = partition(x.model, x.plans[0][0], variables)[0], len(x.members)
+        trainable, members = partition(x.model, x.plans[0][0], variables)[0], len(x.members)
         nothing = {"accuracy": np.full(members, -1.0, np.float32), "step": np.zeros(members, np.int32)}
-        best = combine(own, NOTHING) | nothing
+        best = combine(trainable, NOTHING) | nothing
     return TrainState(
         step=np.zeros((), np.int32),
         params=variables["params"],
@@ -304,8 +304,8 @@ class Trainer:
             self.diverged[m] = number if self.diverged[m] is None else self.diverged[m]
         if all_finite.all() or x.population or not x.config.stop_at_nan:
             return
-        plan, own = x.plans[0][self.phase], parallel.to_host(metrics)
-        where = first_nonfinite(plan, own, lambda: self.trace(feed, number), x.model.stages)
+        plan, metrics = x.plans[0][self.phase], parallel.to_host(metrics)
+        where = first_nonfinite(plan, metrics, lambda: self.trace(feed, number), x.model.stages)
         self.checkpoints.wait()
         kept = self.checkpoints.steps()
         raise UserError(
@@ -413,12 +413,12 @@ class Trainer:
         """Copies what the members are now over what they were at their best, where `step` is their best."""
         state = self.one_replica()
         better = np.asarray(self.best) == step
-        own = partition(self.x.model, self.x.plans[0][0], state.variables)[0]
+        trainable = partition(self.x.model, self.x.plans[0][0], state.variables)[0]
 
         def newer(old: Any, new: Any) -> Any:
             return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        now = combine(own, NOTHING) | {
+        now = combine(trainable, NOTHING) | {
             "accuracy": jnp.asarray(accuracy), "step": jnp.full(len(better), step, jnp.int32)
         }  # fmt: skip
         best = jax.tree.map(newer, state.best, now)

@@ -64,16 +64,16 @@ def members_of(config: Any) -> tuple[Member, ...]:
     members = []
     for values in itertools.product(*given.values()):
         settings = dict(zip(given, values, strict=True))
-        own: Any = ConfigDict(config.to_dict())  # a copy whose fields can be set
+        single: Any = ConfigDict(config.to_dict())  # a copy whose fields can be set
         for axis, value in settings.items():
             part, field = AXES[axis].split(".")
             kind = {"lr": float, "weight_decay": float, "momentum": float, "seed": int}.get(axis, str)
             if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
                 raise UserError(f"population.{axis}={given[axis]}: {value!r} does not fit {AXES[axis]}")
-            own[part][field] = kind(value)
+            single[part][field] = kind(value)
         for axis in AXES:
-            own.population[axis] = ()
-        members.append(Member(settings, own.lock()))
+            single.population[axis] = ()
+        members.append(Member(settings, single.lock()))
     return tuple(members)
 
 
