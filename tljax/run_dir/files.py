@@ -127,8 +127,10 @@ def read_config(workdir: Path) -> dict[str, Any]:
 def _of_now(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """A run's config with its fields under today's names; says once that an earlier version gave them others."""
     config, before = with_names_of_now(config)
-    if before and workdir.resolve() not in _told_of:
-        _told_of.add(workdir.resolve())
+    place = workdir.resolve()
+    run = place.parent.parent if place.parent.name == "members" else place  # one line for all of a population
+    if before and run not in _told_of:
+        _told_of.add(run)
         words = ", ".join(f"{name} (now {RENAMED[name]})" for name in before)
         print(f"tljax: an earlier version made {shown(str(workdir))}; it is read with today's names of {words}",
               file=sys.stderr)  # fmt: skip
