@@ -8,25 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.defaults_page import right_of
 from tljax.metrics.accuracy import wilson_interval
 from tljax.metrics.significance import LEVEL, mean_interval
+from tljax.settings.fields import get_config
 from tljax.study.table import as_table
 from tljax.suggest.suggestion import p_value
 
 Line = dict[str, Any]
 RESNET = "resnet18:layer3"
 NEW = ("ants, bees", "cats, dogs", "37 breeds")
-DEFAULT = 1e-3  # optimizer.lr of tljax/settings/fields.py
+DEFAULT: float = get_config().optimizer.lr
 
 
 def written(right: np.ndarray) -> str:
-    """Which images were right, bool `[N]`, as `N:hexadecimal`."""
-    return f"{len(right)}:{np.packbits(right).tobytes().hex()}"
-
-
-def _right(text: str) -> np.ndarray:
-    count, _, digits = text.partition(":")
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=int(count)).astype(bool)
+    """Which images were right, bool `[N]`, as `right_of` reads it."""
+    return "".join(map(str, right.astype(int)))
 
 
 def read(path: Path) -> list[Line]:
@@ -60,7 +57,7 @@ class Case:
     @classmethod
     def of(cls, line: Line) -> "Case":
         val, test = (
-            {who: np.stack([_right(row) for row in right[split]]) for who, right in line["right"].items()}
+            {who: np.stack([right_of({"right": row}) for row in right[split]]) for who, right in line["right"].items()}
             for split in ("val", "test")
         )
         return cls(line["case"], line["seed"], line["images"], line["backbone"], line["lr"], line["by_probe"],
